@@ -1,0 +1,1 @@
+"""Simulated robots; they need the extra `sim` (mujoco, metaworld) and nothing else imports them."""
