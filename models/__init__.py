@@ -1,0 +1,1 @@
+"""Diffusion policies: schedules, samplers, guidance, networks, training, checkpoints, export."""

@@ -1,0 +1,63 @@
+"""`python -m models …`: train a policy, export it to ONNX, look at a checkpoint."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional, subcommand
+
+from models import checkpoint
+from models.checkpoint import CheckpointError
+from models.export import export_onnx
+from models.train import TrainConfig, train
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write model.onnx into a checkpoint folder and its hash into the manifest."""
+
+    checkpoint: Positional[Path]
+    """Folder made by `python -m models train`."""
+
+
+@dataclass(frozen=True)
+class Describe:
+    """Print a checkpoint's manifest, after verifying its files."""
+
+    checkpoint: Positional[Path] = checkpoint.PRETRAINED / "desk"
+    """Checkpoint folder; the bundled desk policy if not given."""
+
+
+def main() -> None:
+    """Entry point."""
+    command = tyro.cli(
+        Annotated[TrainConfig, subcommand("train", description="Train a desk policy, or go on.")]
+        | Annotated[Export, subcommand("export")]
+        | Annotated[Describe, subcommand("describe")],
+        prog="python -m models",
+    )
+    try:
+        match command:
+            case TrainConfig():
+                train(command)
+                sys.stderr.write(f"wrote {command.out}\n")
+            case Export():
+                manifest, policy = checkpoint.load(command.checkpoint)
+                export_onnx(policy, command.checkpoint / checkpoint.ONNX)
+                checkpoint.write_manifest(command.checkpoint, manifest)
+                sys.stderr.write(f"wrote {command.checkpoint / checkpoint.ONNX}\n")
+            case Describe():
+                manifest, _ = checkpoint.load(command.checkpoint)
+                sys.stdout.write(manifest.to_json())
+    except (CheckpointError, FileNotFoundError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; run the same command again to go on")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""A checkpoint: a folder with `manifest.json`, `model.safetensors` and optionally `model.onnx`.
+
+JSON and safetensors only: loading one runs no code from it. Files are checked against the hashes in
+the manifest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from client.specs import PolicySpec
+from models.grids import GridName
+from models.networks.film_mlp import FilmMlpConfig
+from models.policy import DiffusionConfig, DiffusionPolicy
+
+FORMAT = 1
+WEIGHTS = "model.safetensors"
+ONNX = "model.onnx"
+MANIFEST = "manifest.json"
+PRETRAINED = Path(__file__).parent / "pretrained"
+"""Checkpoints that ship with the package, by task name."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the file and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """What a request gets when it does not say.
+
+    Attributes:
+        guidance_scale: w of Ho & Salimans.
+        eta: 0 deterministic .. 1 ancestral.
+        grid: spacing of the timesteps; its first timestep must not depend on the step count.
+        sampler: name of the update rule.
+    """
+
+    guidance_scale: float = 0.0
+    eta: float = 0.0
+    grid: GridName = "trailing"
+    sampler: str = "ddim"
+
+    def __post_init__(self) -> None:
+        """Refuse what the server cannot do."""
+        if self.grid not in ("trailing", "linspace"):
+            msg = (
+                "defaults.grid: expected 'trailing' or 'linspace' (a served grid starts at T − 1 "
+                f"for any step count), got {self.grid!r}"
+            )
+            raise ValueError(msg)
+        if self.sampler != "ddim":
+            msg = f"defaults.sampler: expected 'ddim', got {self.sampler!r}"
+            raise ValueError(msg)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about a checkpoint that is not a weight.
+
+    Attributes:
+        model_id: name of this very checkpoint, echoed in every reply.
+        spec: what it takes and gives.
+        network: sizes of its network.
+        diffusion: the process it was trained on.
+        defaults: what a request gets when it does not say.
+        min_steps: fewest denoising steps that give a usable chunk.
+        max_useful_steps: more steps than this do not raise success.
+        success_by_steps: rows of the measurement that the two numbers come from.
+        instruction_encoder: package and sha256 of its weights.
+        guided_input: what the guidance is about; always the instruction.
+        training: seeds, data and figures of the training run.
+        command: the command that made it.
+        files: sha256 of every other file of the checkpoint.
+    """
+
+    model_id: str
+    spec: PolicySpec
+    network: FilmMlpConfig
+    diffusion: DiffusionConfig
+    defaults: SamplingDefaults
+    min_steps: int
+    max_useful_steps: int
+    instruction_encoder: Mapping[str, str]
+    command: str
+    success_by_steps: tuple[Mapping[str, Any], ...] = ()
+    training: Mapping[str, Any] = field(default_factory=dict)
+    guided_input: str = "instruction"
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check what the planner relies on."""
+        if not 1 <= self.min_steps <= self.max_useful_steps <= self.diffusion.num_timesteps:
+            msg = (
+                "manifest: expected 1 <= min_steps <= max_useful_steps <= "
+                f"{self.diffusion.num_timesteps}, got {self.min_steps}, {self.max_useful_steps}"
+            )
+            raise ValueError(msg)
+
+    def to_json(self) -> str:
+        """Pretty-printed; inverse of `from_json`."""
+        fields = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        fields["spec"] = self.spec.to_dict()
+        return json.dumps({"format": FORMAT, **fields}, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Parse a manifest.
+
+        Raises:
+            ValueError, TypeError, KeyError: not a manifest of this format.
+        """
+        fields = json.loads(text)
+        found = fields.pop("format", None)
+        if found != FORMAT:
+            msg = f"format: expected {FORMAT}, got {found!r}"
+            raise ValueError(msg)
+        fields["spec"] = PolicySpec.from_dict(fields["spec"])
+        fields["network"] = FilmMlpConfig(**fields["network"])
+        fields["diffusion"] = DiffusionConfig(**fields["diffusion"])
+        fields["defaults"] = SamplingDefaults(**fields["defaults"])
+        fields["success_by_steps"] = tuple(fields["success_by_steps"])
+        return cls(**fields)
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Write `manifest` with the hashes of the files that lie in `folder` now; return it so.
+
+    The file is replaced in one piece: an interrupted write leaves the old one.
+    """
+    names = [name for name in (WEIGHTS, ONNX) if (folder / name).exists()]
+    manifest = dataclasses.replace(
+        manifest, files={name: file_sha256(folder / name) for name in names}
+    )
+    partial = folder / (MANIFEST + ".partial")
+    partial.write_text(manifest.to_json(), "utf-8")
+    partial.replace(folder / MANIFEST)
+    return manifest
+
+
+def save(folder: Path, manifest: Manifest, policy: DiffusionPolicy) -> Manifest:
+    """Write weights and manifest into `folder`, replacing an older ONNX export."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ONNX).unlink(missing_ok=True)
+    partial = folder / (WEIGHTS + ".partial")
+    save_file(policy.state_dict(), partial)
+    partial.replace(folder / WEIGHTS)
+    return write_manifest(folder, manifest)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest alone, without touching the weights.
+
+    Raises:
+        CheckpointError: missing or unreadable.
+    """
+    path = folder / MANIFEST
+    try:
+        return Manifest.from_json(path.read_text("utf-8"))
+    except FileNotFoundError:
+        msg = f"{path}: not found; expected a checkpoint folder (made by: python -m models train)"
+        raise CheckpointError(msg) from None
+    except (ValueError, TypeError, KeyError) as error:
+        msg = f"{path}: not a usable manifest: {error}"
+        raise CheckpointError(msg) from error
+
+
+def load(folder: Path) -> tuple[Manifest, DiffusionPolicy]:
+    """A checkpoint, verified, with the policy in evaluation mode.
+
+    Raises:
+        CheckpointError: a file is missing, altered or does not fit the manifest.
+    """
+    manifest = read_manifest(folder)
+    if WEIGHTS not in manifest.files:
+        msg = f"{folder / MANIFEST}: files: expected a hash of {WEIGHTS}"
+        raise CheckpointError(msg)
+    for name, expected in manifest.files.items():
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            msg = f"{path}: named in the manifest but not found"
+            raise CheckpointError(msg)
+        found = file_sha256(path)
+        if found != expected:
+            msg = f"{path}: altered or truncated: expected sha256 {expected}, got {found}"
+            raise CheckpointError(msg)
+    policy = DiffusionPolicy(manifest.spec, manifest.network, manifest.diffusion)
+    try:
+        policy.load_state_dict(load_file(folder / WEIGHTS))
+    except RuntimeError as error:
+        msg = f"{folder / WEIGHTS}: does not fit the manifest's network: {error}"
+        raise CheckpointError(msg) from error
+    return manifest, policy.eval()

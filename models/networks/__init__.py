@@ -1,0 +1,1 @@
+"""Denoising networks. One file each, behind the protocol in `models.networks.protocol`."""

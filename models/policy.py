@@ -1,0 +1,123 @@
+"""A diffusion policy: everything between a robot's units and the denoising network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from client.specs import PolicySpec
+from models.guided_step import GuidedStep, PredictionType
+from models.instruction_encoder import INSTRUCTION_DIM
+from models.networks.film_mlp import FilmMlp, FilmMlpConfig
+from models.normalizer import Normalizer
+from models.schedules import ScheduleName, make_alpha_bar
+
+NetworkConfig = FilmMlpConfig
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The diffusion process a policy was trained on.
+
+    Attributes:
+        schedule: name of the noise schedule.
+        num_timesteps: T.
+        prediction_type: what the network outputs.
+        clip: predicted x0 is clipped to ±clip (normalised units) after guidance.
+    """
+
+    schedule: ScheduleName = "cosine"
+    num_timesteps: int = 1000
+    prediction_type: PredictionType = "sample"
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges; unknown names are refused where they are used."""
+        if not self.clip > 0:
+            msg = f"DiffusionConfig.clip: expected > 0, got {self.clip}"
+            raise ValueError(msg)
+
+    @cached_property
+    def alpha_bar(self) -> npt.NDArray[np.float64]:
+        """float64 [T]."""
+        return make_alpha_bar(self.schedule, self.num_timesteps)
+
+
+class DiffusionPolicy(nn.Module):
+    """Network, normalisers and noise schedule; no sampling loop (see `models.sampling`)."""
+
+    action_minimum: Tensor
+    action_maximum: Tensor
+
+    def __init__(
+        self, spec: PolicySpec, network: NetworkConfig, diffusion: DiffusionConfig
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.diffusion = diffusion
+        self.network = FilmMlp(network)
+        self.observation_normalizers = nn.ModuleDict(
+            {name: Normalizer(array.shape[-1]) for name, array in spec.observation.items()}
+        )
+        self.action_normalizer = Normalizer(spec.action_dim)
+        self.instruction_normalizer = Normalizer(INSTRUCTION_DIM)
+        for name in ("action_minimum", "action_maximum"):
+            self.register_buffer(name, torch.tensor(getattr(spec, name)), persistent=False)
+
+    @property
+    def chunk_shape(self) -> tuple[int, int]:
+        """(horizon, action_dim)."""
+        return (self.spec.horizon, self.spec.action_dim)
+
+    def flatten_observation(self, observation: Mapping[str, Tensor]) -> Tensor:
+        """Normalise and flatten observations: name → [n, obs_steps, ...] → [n, observation_dim]."""
+        parts = [
+            normalizer(observation[name]).flatten(1)
+            for name, normalizer in self.observation_normalizers.items()
+        ]
+        return torch.cat(parts, dim=-1)
+
+    def condition_part(
+        self, observation: Mapping[str, Tensor], instruction: Tensor, drop: Tensor
+    ) -> Tensor:
+        """What a request computes once.
+
+        Args:
+            observation: name → float [n, obs_steps, ...], in the robot's units.
+            instruction: float [n, INSTRUCTION_DIM], sentence embeddings.
+            drop: bool [n], True for the unconditional branch (the observation stays).
+
+        Returns:
+            float [n, film_dim].
+        """
+        return self.network.condition_part(
+            self.flatten_observation(observation), self.instruction_normalizer(instruction), drop
+        )
+
+    def guided_step(self) -> GuidedStep:
+        """The module that backends run once a denoising step, in evaluation mode."""
+        diffusion = self.diffusion
+        step = GuidedStep(
+            self.network, diffusion.alpha_bar, diffusion.prediction_type, diffusion.clip
+        )
+        return step.eval()
+
+    def to_actions(self, x0: Tensor) -> Tensor:
+        """Clean sample → actions in the robot's units and limits, [..., action_dim].
+
+        The training range already lies within the limits; the clamp is for its rounding.
+        """
+        actions: Tensor = self.action_normalizer.inverse(x0)
+        return actions.clamp(self.action_minimum, self.action_maximum)
+
+
+def observation_dim(spec: PolicySpec) -> int:
+    """Numbers in the flattened observation history."""
+    return sum(prod(array.shape) for array in spec.observation.values())

@@ -1,0 +1,58 @@
+"""Shared: a small untrained policy, as real as a trained one for everything but success."""
+
+import torch
+
+from client.specs import ArraySpec, PolicySpec
+from models import checkpoint
+from models.instruction_encoder import INSTRUCTION_DIM, PACKAGE, weights_sha256
+from models.networks.film_mlp import FilmMlpConfig
+from models.policy import DiffusionConfig, DiffusionPolicy, observation_dim
+
+TINY_SPEC = PolicySpec(
+    task="tiny",
+    observation={"state": ArraySpec((2, 3), "float32", ("x", "y", "z"))},
+    action_names=("dx", "dy"),
+    action_minimum=(-1.0, -1.0),
+    action_maximum=(1.0, 1.0),
+    horizon=8,
+    obs_steps=2,
+    exec_steps=4,
+    control_period_s=0.01,
+)
+
+
+def make_policy(prediction_type="sample", spec=TINY_SPEC, seed=0, width=32):
+    """An untrained policy whose every weight matters (no layer is left at zero)."""
+    torch.manual_seed(seed)
+    network = FilmMlpConfig(
+        spec.horizon,
+        spec.action_dim,
+        observation_dim(spec),
+        INSTRUCTION_DIM,
+        width=width,
+        num_blocks=2,
+        condition_dim=16,
+        instruction_features=8,
+    )
+    policy = DiffusionPolicy(spec, network, DiffusionConfig(prediction_type=prediction_type))
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return policy.eval()
+
+
+def save_checkpoint(folder, policy, min_steps=2, max_useful_steps=8, **fields):
+    """A real checkpoint folder of an untrained policy."""
+    manifest = checkpoint.Manifest(
+        model_id="tiny",
+        spec=policy.spec,
+        network=policy.network.config,
+        diffusion=policy.diffusion,
+        defaults=checkpoint.SamplingDefaults(),
+        min_steps=min_steps,
+        max_useful_steps=max_useful_steps,
+        instruction_encoder={"package": PACKAGE, "sha256": weights_sha256()},
+        command="none: untrained",
+        **fields,
+    )
+    return checkpoint.save(folder, manifest, policy)
