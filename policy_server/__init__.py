@@ -1,0 +1,1 @@
+"""The server: a pure engine and planner, backends, and the ZeroMQ reactor around them."""

@@ -1,0 +1,1 @@
+"""Backends: what evaluates the network. One file each, behind the protocol in `protocol`."""

@@ -1,0 +1,234 @@
+"""Messages in, messages out: what the server answers to each request. Knows no socket.
+
+Between the reactor (bytes) and the engine (scheduling): resolves defaults, checks a request against
+the policy's specification, has instructions embedded, and words the replies.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from client.errors import (
+    InvalidRequestError,
+    OverloadedError,
+    PolicyError,
+    ServerFaultError,
+    SupersededError,
+)
+from client.messages import (
+    ActionChunk,
+    ActRequest,
+    ErrorReply,
+    Metadata,
+    MetadataReply,
+    MetadataRequest,
+    PingRequest,
+    Pong,
+    Reply,
+    Request,
+    Timing,
+)
+from policy_server.engine import (
+    SHUTTING_DOWN,
+    SUPERSEDED,
+    Answer,
+    Engine,
+    EngineRequest,
+    Outcome,
+    RequestKey,
+)
+from policy_server.instruction_cache import Embedding, InstructionCache
+
+Address = bytes
+"""Where a reply goes; opaque here."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """An act request that waits for its instruction's embedding."""
+
+    address: Address
+    request: ActRequest
+    arrived_s: float
+
+
+class Service:
+    """One policy, served.
+
+    Args:
+        engine: does the work, call by call.
+        instructions: embeddings by text.
+        metadata: what this server says of itself; also holds the defaults.
+        clock: the engine's clock.
+        reply: takes each reply and where it goes, as soon as it exists.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        instructions: InstructionCache,
+        metadata: Metadata,
+        clock: Callable[[], float],
+        reply: Callable[[Address, Reply], None],
+    ) -> None:
+        self._engine = engine
+        self._instructions = instructions
+        self._metadata = metadata
+        self._clock = clock
+        self._reply = reply
+        self._addresses: dict[RequestKey, Address] = {}
+        self._awaiting: dict[RequestKey, _Asked] = {}
+        self._draining = False
+
+    @property
+    def description(self) -> str:
+        """For the line that says the server is ready."""
+        return f"model={self._metadata.model_id} backend={self._metadata.backend}"
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is a network call to make."""
+        return self._engine.busy
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is anywhere inside."""
+        return not self._engine.busy and not self._awaiting
+
+    def handle(self, address: Address, request: Request, arrived_s: float) -> None:
+        """Take one decoded request; it is answered now or later, but exactly once.
+
+        Raises:
+            InvalidRequestError, OverloadedError: to be answered by the caller, like errors of
+                decoding.
+        """
+        match request:
+            case PingRequest():
+                self._reply(address, Pong(request.request_id))
+            case MetadataRequest():
+                self._reply(address, MetadataReply(request.request_id, self._metadata))
+            case ActRequest():
+                self._handle_act(_Asked(address, request, arrived_s))
+
+    def _handle_act(self, asked: _Asked) -> None:
+        request = asked.request
+        key = (request.session_id, request.request_id)
+        if self._draining:
+            raise OverloadedError(SHUTTING_DOWN)
+        if key in self._addresses or key in self._awaiting:
+            msg = f"request_id: {request.request_id} is being served already; ids must rise"
+            raise InvalidRequestError(msg)
+        self._metadata.spec.validate_observation(request.observation)
+        most = self._metadata.max_steps
+        if request.num_steps is not None and request.num_steps > most:
+            msg = f"num_steps: expected 1..{most} (T of this policy), got {request.num_steps}"
+            raise InvalidRequestError(msg)
+        for older in [k for k in self._awaiting if k[0] == request.session_id]:
+            self._refuse(self._awaiting.pop(older), SupersededError(SUPERSEDED))
+        embedding = self._instructions.get(request.instruction)
+        if embedding is not None:
+            self._submit(asked, embedding)
+            return
+        if len(self._awaiting) >= self._metadata.limits["max_waiting"]:
+            msg = f"queue: {len(self._awaiting)} requests wait for their instruction's encoding"
+            raise OverloadedError(msg)
+        self._instructions.ask(request.instruction)
+        self._awaiting[key] = asked
+
+    def _refuse(self, asked: _Asked, error: PolicyError) -> None:
+        error.request_id = asked.request.request_id
+        self._reply(asked.address, ErrorReply.from_error(error))
+
+    def collect_instructions(self) -> None:
+        """Hand requests whose instruction has been embedded meanwhile to the engine."""
+        if not self._instructions.pending:
+            return
+        for instruction, failure in self._instructions.collect().items():
+            ready = [k for k, a in self._awaiting.items() if a.request.instruction == instruction]
+            for key in ready:
+                asked = self._awaiting.pop(key)
+                embedding = self._instructions.get(instruction)
+                if embedding is None:
+                    fault = f"the instruction could not be encoded: {type(failure).__name__}"
+                    self._refuse(asked, ServerFaultError(fault))
+                else:
+                    self._submit(asked, embedding)
+
+    @property
+    def encoding_instructions(self) -> bool:
+        """Whether `collect_instructions` will have something to do soon."""
+        return self._instructions.pending
+
+    def _submit(self, asked: _Asked, embedding: Embedding) -> None:
+        request, defaults = asked.request, self._metadata.defaults
+        key = (request.session_id, request.request_id)
+        self._addresses[key] = asked.address
+        engine_request = EngineRequest(
+            key=key,
+            observation=request.observation,
+            instruction=embedding,
+            arrived_s=asked.arrived_s,
+            deadline_s=asked.arrived_s + request.budget_s,
+            num_steps=request.num_steps,
+            guidance_scale=_or(request.guidance_scale, defaults.guidance_scale),
+            eta=_or(request.eta, defaults.eta),
+            seed=secrets.randbits(63) if request.seed is None else request.seed,
+            best_effort=request.best_effort,
+        )
+        for refusal in self._engine.submit(engine_request):
+            self._answer(refusal)
+
+    def advance(self) -> None:
+        """Have the engine do one piece of work, and send what came out of it."""
+        for outcome in self._engine.advance():
+            self._answer(outcome)
+
+    def fail(self, error: ServerFaultError) -> None:
+        """Answer the request that `advance` raised on with an error; the others go on."""
+        for refusal in self._engine.fail(error):
+            self._answer(refusal)
+
+    def drain(self) -> None:
+        """Take no new requests and refuse those that wait; what is in service is finished."""
+        self._draining = True
+        for refusal in self._engine.drain():
+            self._answer(refusal)
+        while self._awaiting:
+            _, asked = self._awaiting.popitem()
+            self._refuse(asked, OverloadedError(SHUTTING_DOWN))
+
+    def _answer(self, outcome: Outcome) -> None:
+        key = outcome.request.key
+        address = self._addresses.pop(key)
+        if isinstance(outcome, Answer):
+            self._reply(address, self._chunk(outcome))
+        else:
+            outcome.error.request_id = key[1]
+            self._reply(address, ErrorReply.from_error(outcome.error))
+
+    def _chunk(self, answer: Answer) -> ActionChunk:
+        request = answer.request
+        return ActionChunk(
+            request_id=request.key[1],
+            actions=answer.actions,
+            num_steps=len(answer.timesteps),
+            timesteps=answer.timesteps,
+            nfe=answer.nfe,
+            deadline_met=answer.deadline_met,
+            model_id=self._metadata.model_id,
+            guidance_scale=request.guidance_scale,
+            eta=request.eta,
+            seed=request.seed,
+            timing=Timing(
+                queue_s=answer.queue_s,
+                encode_s=answer.encode_s,
+                denoise_s=answer.denoise_s,
+                total_s=self._clock() - request.arrived_s,
+            ),
+        )
+
+
+def _or(given: float | None, default: float) -> float:
+    return default if given is None else given

@@ -1,0 +1,97 @@
+"""A simulated machine for the engine: only work moves its clock, and its backend takes time."""
+
+import numpy as np
+
+from models.schedules import make_alpha_bar
+from policy_server.backends.protocol import StepBuffers
+from policy_server.cost_model import CostModel
+from policy_server.engine import Engine, EngineRequest
+from policy_server.planner import Planner, StepRange
+
+CHUNK = (4, 2)
+ALPHA_BAR = make_alpha_bar("cosine", 1000)
+
+
+class Clock:
+    def __init__(self):
+        self.now_s = 100.0
+
+    def __call__(self):
+        return self.now_s
+
+
+class SimulatedBackend:
+    """Does the real update with a fixed x0; every call takes `call_s` of simulated time a row."""
+
+    name = "simulated"
+
+    def __init__(self, clock, call_s=0.001, encode_s=0.0005):
+        self.clock, self.call_s, self.encode_s = clock, call_s, encode_s
+        self.buffers = StepBuffers(1, CHUNK, 3)
+        self.calls = []
+        self.poison = None
+
+    def encode(self, slot, observation, instruction):
+        self.clock.now_s += self.encode_s
+        self.buffers.conditions[2 * slot] = observation["state"][0]
+
+    def step(self, requests, network_rows):
+        assert requests == 1
+        self.clock.now_s += self.call_s * network_rows
+        if isinstance(self.poison, Exception):
+            raise self.poison
+        buffers = self.buffers
+        a, b, _, d = buffers.coefficients[0]
+        x0 = buffers.conditions[0, 0] if self.poison is None else self.poison
+        buffers.x0[0] = x0
+        with np.errstate(invalid="ignore"):
+            buffers.x_prev[0] = a * buffers.x_t[0] + b * x0 + d * buffers.noise[0]
+        self.calls.append((int(buffers.timesteps[0]), (float(a), float(b), float(d))))
+
+    def to_actions(self, x0):
+        return x0.copy()
+
+
+class World:
+    """Engine, planner, cost model and backend on one simulated clock, calibrated."""
+
+    def __init__(self, min_steps=2, max_useful_steps=10, max_waiting=8, **backend):
+        self.clock = Clock()
+        self.backend = SimulatedBackend(self.clock, **backend)
+        self.cost = CostModel()
+        steps = StepRange(min_steps, max_useful_steps, 1000)
+        self.planner = Planner(steps, self.cost, ALPHA_BAR, "trailing")
+        self.engine = Engine(self.backend, self.planner, self.cost, self.clock, max_waiting)
+        self.next_id = 0
+        for w in (0.0, 1.0):  # calibration, as the server does it
+            for _ in range(3):
+                self.run(self.request(num_steps=10, guidance_scale=w, budget_s=10.0))
+        self.backend.calls.clear()
+
+    def request(self, budget_s=0.08, session="robot", value=0.25, **fields):
+        self.next_id += 1
+        defaults = {
+            "num_steps": None,
+            "guidance_scale": 0.0,
+            "eta": 0.0,
+            "seed": self.next_id,
+            "best_effort": False,
+        }
+        return EngineRequest(
+            key=(session, self.next_id),
+            observation={"state": np.full((1, 3), value, np.float32)},
+            instruction=np.zeros(384, np.float32),
+            arrived_s=self.clock(),
+            deadline_s=self.clock() + budget_s,
+            **{**defaults, **fields},
+        )
+
+    def finish(self):
+        outcomes = []
+        while self.engine.busy:
+            outcomes.extend(self.engine.advance())
+        return outcomes
+
+    def run(self, *requests):
+        refused = [refusal for request in requests for refusal in self.engine.submit(request)]
+        return refused + self.finish()

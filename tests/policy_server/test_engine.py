@@ -1,0 +1,260 @@
+"""The engine in simulated time: steps given, refusals, order, faults; every request one outcome."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from client.errors import (
+    DeadlineError,
+    OverloadedError,
+    ServerFaultError,
+    SupersededError,
+)
+from policy_server.engine import Answer, Refusal
+from tests.policy_server.simulation import CHUNK, World
+
+LAST_STEP = (0.0, 1.0, 0.0)
+"""(a, b, d) of a step that ends at alpha_bar = 1."""
+
+
+def check_trajectory(world, answer):
+    """What was executed falls strictly from T − 1, ends in clean data, and is what is told."""
+    calls = world.backend.calls[-len(answer.timesteps) :]
+    assert tuple(t for t, _ in calls) == answer.timesteps
+    assert answer.timesteps[0] == 999
+    assert all(a > b for a, b in itertools.pairwise(answer.timesteps))
+    assert calls[-1][1] == pytest.approx(LAST_STEP, abs=1e-7)
+    np.testing.assert_allclose(answer.actions, np.full(CHUNK, 0.25), atol=1e-6)
+
+
+def test_with_time_to_spare_a_request_gets_all_useful_steps_and_no_more():
+    world = World(max_useful_steps=10)
+    (answer,) = world.run(world.request(budget_s=10.0))
+    assert len(answer.timesteps) == 10
+    assert answer.nfe == 10
+    assert answer.deadline_met
+    check_trajectory(world, answer)
+
+
+@pytest.mark.parametrize(("w", "rows"), [(0.0, 1), (-1.0, 1), (1.5, 2)])
+def test_little_time_gives_as_many_steps_as_fit(w, rows):
+    world = World()
+    # 0.5 ms encoding, then 1 ms a network row
+    (answer,) = world.run(world.request(budget_s=0.0005 + 0.0061 * rows, guidance_scale=w))
+    assert len(answer.timesteps) == 6
+    assert answer.nfe == 6 * rows
+    assert answer.deadline_met
+    check_trajectory(world, answer)
+
+
+def test_what_cannot_have_min_steps_is_refused_at_once_with_the_soonest_time():
+    world = World(min_steps=4)
+    before = len(world.backend.calls)
+    (refusal,) = world.engine.submit(world.request(budget_s=0.004))
+    assert isinstance(refusal.error, DeadlineError)
+    assert "cannot meet deadline" in str(refusal.error)
+    assert refusal.error.soonest_s == pytest.approx(0.0045, rel=0.05)
+    assert len(world.backend.calls) == before
+    assert not world.engine.busy
+    # and the time that was named is enough
+    (answer,) = world.run(world.request(budget_s=refusal.error.soonest_s * 1.01))
+    assert answer.deadline_met
+    assert len(answer.timesteps) == 4
+
+
+def test_best_effort_is_answered_late_with_min_steps():
+    world = World(min_steps=4)
+    (answer,) = world.run(world.request(budget_s=0.001, best_effort=True))
+    assert len(answer.timesteps) == 4
+    assert not answer.deadline_met
+    check_trajectory(world, answer)
+
+
+def test_a_fixed_count_is_never_shortened_and_is_answered_late():
+    world = World()
+    (answer,) = world.run(world.request(budget_s=0.01, num_steps=50))
+    assert len(answer.timesteps) == 50
+    assert not answer.deadline_met
+    check_trajectory(world, answer)
+
+
+def test_when_calls_become_slow_in_mid_flight_the_rest_is_shortened():
+    world = World(max_useful_steps=40)
+    world.engine.submit(world.request(budget_s=0.05))
+    for _ in range(6):  # encoding and five steps
+        world.engine.advance()
+    world.backend.call_s = 0.010
+    (answer,) = world.finish()
+    assert 5 < len(answer.timesteps) < 12
+    check_trajectory(world, answer)
+
+
+def test_when_calls_become_fast_in_mid_flight_steps_are_added():
+    world = World(max_useful_steps=40)
+    world.engine.submit(world.request(budget_s=0.021))
+    world.engine.advance()
+    planned = len(world.engine._in_service.plan.timesteps)
+    world.backend.call_s = 0.0002
+    (answer,) = world.finish()
+    assert planned == 20
+    assert len(answer.timesteps) > planned
+    assert answer.deadline_met
+    check_trajectory(world, answer)
+
+
+def test_num_steps_of_all_timesteps_and_of_one():
+    world = World()
+    (all_steps,) = world.run(world.request(budget_s=10.0, num_steps=1000))
+    assert all_steps.timesteps == tuple(range(999, -1, -1))
+    (one,) = world.run(world.request(num_steps=1))
+    assert one.timesteps == (999,)
+    check_trajectory(world, one)
+
+
+def test_earliest_deadline_first():
+    world = World()
+    requests = [
+        world.request(budget_s=budget_s, session=session)
+        for session, budget_s in (("late", 0.3), ("soon", 0.1), ("middle", 0.2))
+    ]
+    order = [outcome.request.key[0] for outcome in world.run(*requests)]
+    assert order == ["soon", "middle", "late"]
+
+
+def test_a_newer_request_supersedes_a_waiting_one_of_its_session_only():
+    world = World()
+    running, old, other, new = (world.request(session=session) for session in ("a", "a", "b", "a"))
+    assert world.engine.submit(running) == []
+    world.engine.advance()
+    assert world.engine.submit(old) == []
+    assert world.engine.submit(other) == []
+    (refusal,) = world.engine.submit(new)
+    assert refusal.request is old
+    assert isinstance(refusal.error, SupersededError)
+    answered = [outcome.request for outcome in world.finish()]
+    assert sorted(r.key for r in answered) == sorted(r.key for r in (running, other, new))
+
+
+def test_a_full_queue_refuses_the_newcomer():
+    world = World(max_waiting=2)
+    for session in "ab":
+        assert world.engine.submit(world.request(budget_s=10, session=session)) == []
+    (refusal,) = world.engine.submit(world.request(budget_s=10, session="c"))
+    assert isinstance(refusal.error, OverloadedError)
+    assert len(world.finish()) == 2
+
+
+def test_admission_counts_the_work_that_is_ahead():
+    world = World(min_steps=10)
+    world.engine.submit(world.request(budget_s=0.012, session="first"))
+    (refusal,) = world.engine.submit(world.request(budget_s=0.015, session="second"))
+    assert refusal.error.soonest_s == pytest.approx(0.021, rel=0.05)
+    assert world.engine.submit(world.request(budget_s=0.022, session="third")) == []
+    assert all(outcome.deadline_met for outcome in world.finish())
+
+
+def test_a_waiting_request_whose_time_has_run_out_is_refused_not_begun():
+    world = World()
+    world.engine.submit(world.request(budget_s=0.02, session="a"))
+    world.clock.now_s += 1.0  # a stall
+    (refusal,) = world.finish()
+    assert isinstance(refusal.error, DeadlineError)
+    assert world.backend.calls == []
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_non_finite_sample_is_a_fault_of_that_request_alone(bad):
+    world = World()
+    world.backend.poison = bad
+    (refusal,) = world.run(world.request())
+    assert isinstance(refusal, Refusal)
+    assert isinstance(refusal.error, ServerFaultError)
+    world.backend.poison = None
+    (answer,) = world.run(world.request())
+    check_trajectory(world, answer)
+
+
+def test_after_an_exception_the_request_is_given_up_and_the_others_are_served():
+    world = World()
+    first, second = world.request(session="a"), world.request(session="b", budget_s=1.0)
+    world.engine.submit(first)
+    world.engine.submit(second)
+    world.backend.poison = RuntimeError("boom")
+    world.engine.advance()
+    with pytest.raises(RuntimeError):
+        world.engine.advance()
+    (refusal,) = world.engine.fail(ServerFaultError("the model failed"))
+    assert refusal.request is first
+    assert world.engine.fail(ServerFaultError("again")) == []
+    world.backend.poison = None
+    (answer,) = world.finish()
+    assert answer.request is second
+
+
+def test_same_seed_and_steps_same_chunk_whatever_ran_in_between():
+    world = World()
+    requests = [world.request(seed=5, num_steps=7, eta=1.0, session=s) for s in "ab"]
+    (one,) = world.run(requests[0])
+    world.run(world.request(seed=9, eta=0.5))
+    (two,) = world.run(requests[1])
+    np.testing.assert_array_equal(one.actions, two.actions)
+
+
+def test_timing_adds_up():
+    world = World()
+    (answer,) = world.run(world.request(num_steps=10))
+    assert answer.queue_s == 0
+    assert answer.encode_s == pytest.approx(0.0005)
+    assert answer.denoise_s == pytest.approx(0.010)
+
+
+arrivals = st.lists(
+    st.tuples(
+        st.floats(0, 0.05),  # gap before it arrives
+        st.sampled_from("abcd"),
+        st.floats(0.001, 0.2),  # budget
+        st.sampled_from([None, None, 1, 5, 30]),
+        st.sampled_from([0.0, 1.0, -1.0]),
+        st.booleans(),
+        st.floats(0.0001, 0.02),  # what a call takes from then on
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(arrivals)
+def test_every_request_gets_exactly_one_outcome_whatever_happens(events):
+    world = World(max_waiting=3)
+    sent, outcomes = [], []
+    for gap_s, session, budget_s, num_steps, w, best_effort, call_s in events:
+        until_s = world.clock.now_s + gap_s
+        while world.engine.busy and world.clock.now_s < until_s:
+            outcomes.extend(world.engine.advance())
+        world.clock.now_s = max(world.clock.now_s, until_s)
+        world.backend.call_s = call_s
+        sent.append(
+            world.request(
+                budget_s,
+                session,
+                num_steps=num_steps,
+                guidance_scale=w,
+                best_effort=best_effort,
+            )
+        )
+        outcomes.extend(world.engine.submit(sent[-1]))
+    outcomes.extend(world.finish())
+    assert sorted(o.request.key for o in outcomes) == sorted(r.key for r in sent)
+    for outcome in outcomes:
+        if isinstance(outcome, Answer):
+            steps = outcome.timesteps
+            assert steps[0] == 999
+            assert all(a > b for a, b in itertools.pairwise(steps))
+            np.testing.assert_allclose(outcome.actions, 0.25, atol=1e-5)
+            if outcome.request.num_steps is not None:
+                assert len(steps) == outcome.request.num_steps
+            else:
+                assert 2 <= len(steps) <= 10
