@@ -1,0 +1,320 @@
+"""How many denoising steps fit the deadline? A real server, a real-time robot, every step count."""
+
+from __future__ import annotations
+
+import csv
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from benchmarks.results import write_results
+from benchmarks.server_process import running_server
+from benchmarks.statistics import p99, quantile
+from client import ControlLoop, PolicyClient
+from client.loop_stats import LoopStats, RequestRecord
+from client.sims.desk import phrasings as desk_phrasings
+from client.sims.desk.robot import DeskRobot, sample_pool
+from client.sims.desk.spec import TASKS
+from models import checkpoint
+
+Background = Literal["idle", "busy"]
+NumSteps = int | Literal["auto"]
+
+_POOL_PER_TASK = 20
+_TIMEOUT_S = 2.0
+_HOGS = 2
+_HOG = "while True:\n    pass"
+
+
+@dataclass(frozen=True)
+class DeadlinesConfig:
+    """What `python -m benchmarks deadlines` takes.
+
+    Attributes:
+        checkpoint: folder of the policy; the bundled one if not given.
+        num_steps: step counts to try; auto leaves it to the server's planner.
+        background: idle, or busy: two processes that keep two cores at full load.
+        duration_s: of each case, in wall-clock time.
+        budget_ms: time from when a request is due to when its answer must be there.
+        guidance_scale: w; the checkpoint's default if not given.
+        backend: what runs the network.
+        seed: of starts, phrasings and the order of the cases.
+        out: folder of deadlines.json, deadlines_requests.csv and deadlines.png.
+    """
+
+    checkpoint: Path = checkpoint.PRETRAINED / "desk"
+    num_steps: tuple[NumSteps, ...] = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, "auto")
+    background: tuple[Background, ...] = ("idle", "busy")
+    duration_s: float = 20.0
+    budget_ms: float = 80.0
+    guidance_scale: float | None = None
+    backend: Literal["auto", "onnx", "torch"] = "auto"
+    seed: int = 1
+    out: Path = Path("results")
+
+    def __post_init__(self) -> None:
+        """Check ranges, naming the field."""
+        for name in ("duration_s", "budget_ms"):
+            if not getattr(self, name) > 0:
+                msg = f"{name}: expected more than 0, got {getattr(self, name)}"
+                raise ValueError(msg)
+
+
+@dataclass(frozen=True)
+class _Case:
+    num_steps: NumSteps
+    background: Background
+
+
+@contextmanager
+def load_on_all_cores(background: Background) -> Iterator[None]:
+    """With "busy", two processes that do nothing but compute, for as long as the context lasts."""
+    with ExitStack() as stack:
+        for _ in range(_HOGS if background == "busy" else 0):
+            hog = stack.enter_context(subprocess.Popen([sys.executable, "-c", _HOG]))
+            stack.callback(hog.kill)
+        yield
+
+
+def drive(
+    case: _Case, config: DeadlinesConfig, address: str, robot: DeskRobot, rng: random.Random
+) -> tuple[LoopStats, list[str]]:
+    """Drive the desk in real time for `duration_s`; return what the loop counted and outcomes."""
+    phrasings = desk_phrasings.known()
+    outcomes: list[str] = []
+    with PolicyClient(address) as policy:
+        metadata = policy.metadata(timeout_s=10.0)
+        loop = ControlLoop(
+            robot,
+            policy,
+            metadata.spec,
+            instruction=lambda: instruction,
+            budget_s=config.budget_ms / 1e3,
+            num_steps=None if case.num_steps == "auto" else case.num_steps,
+            guidance_scale=config.guidance_scale,
+            timeout_s=_TIMEOUT_S,
+        )
+        end_s = time.monotonic() + config.duration_s
+        while time.monotonic() < end_s:
+            robot.begin_next()
+            instruction = rng.choice(phrasings[robot.task])
+            loop.begin_episode()
+            while robot.outcome is None and time.monotonic() < end_s:
+                loop.step()
+            if robot.outcome is not None:
+                outcomes.append(robot.outcome)
+        return loop.drain(), outcomes
+
+
+def summarise(
+    case: _Case, config: DeadlinesConfig, served: dict[str, Any], stats: LoopStats, ends: list[str]
+) -> dict[str, Any]:
+    """One row of the result."""
+    answered = [r for r in stats.requests if r.latency_s is not None]
+    latencies = [r.latency_s for r in answered if r.latency_s is not None]
+    staleness = [r.staleness_s for r in stats.requests if r.staleness_s is not None]
+    steps = [r.num_steps for r in answered if r.num_steps is not None]
+    nfe = [r.nfe for r in answered if r.nfe is not None]
+    return {
+        "num_steps": case.num_steps,
+        "background": case.background,
+        "budget_s": config.budget_ms / 1e3,
+        **served,
+        "num_steps_p50": median(steps) if steps else None,
+        "num_steps_min": min(steps, default=None),
+        "nfe_p50": median(nfe) if nfe else None,
+        "due_requests": stats.due_requests,
+        "late": stats.late,
+        "refused": stats.refused,
+        "lost": stats.lost,
+        "miss_rate": stats.miss_rate,
+        "control_ticks": stats.control_ticks,
+        "starved": stats.starved,
+        "overruns": stats.overruns,
+        "rejected": stats.rejected,
+        "latency_p50_s": quantile(latencies, 0.5),
+        "latency_p99_s": p99(latencies),
+        "latency_max_s": max(latencies, default=None),
+        "staleness_p50_s": quantile(staleness, 0.5),
+        "episodes": len(ends),
+        "success_rate": ends.count("asked") / len(ends) if ends else None,
+        "opposite_rate": ends.count("opposite") / len(ends) if ends else None,
+    }
+
+
+def run(
+    config: DeadlinesConfig, console: Console
+) -> tuple[list[dict[str, Any]], dict[_Case, list[RequestRecord]]]:
+    """Measure every case, in random order; print each row as it is done."""
+    manifest = checkpoint.read_manifest(config.checkpoint)
+    most = manifest.diffusion.num_timesteps
+    for count in config.num_steps:
+        if count != "auto" and not 1 <= count <= most:
+            msg = f"num_steps: expected 1..{most} or auto, got {count}"
+            raise ValueError(msg)
+    rng = random.Random(config.seed)
+    cases = [_Case(n, b) for b in config.background for n in config.num_steps]
+    order = rng.sample(cases, len(cases))
+    pool = sample_pool(rng.sample(TASKS * _POOL_PER_TASK, len(TASKS) * _POOL_PER_TASK), config.seed)
+    robot = DeskRobot(pool)
+    rows: dict[_Case, dict[str, Any]] = {}
+    records: dict[_Case, list[RequestRecord]] = {}
+    console.print(f"starting a server for {config.checkpoint} (loading, export, calibration) …")
+    with running_server(config.checkpoint, "--backend", config.backend) as server:
+        with PolicyClient(server.address) as client:
+            metadata = client.metadata(timeout_s=10.0)
+        w = config.guidance_scale
+        served = {
+            "guidance_scale": metadata.defaults.guidance_scale if w is None else w,
+            "backend": metadata.backend,
+        }
+        total_s = len(order) * config.duration_s
+        with tqdm(total=round(total_s), unit="s", desc="driving", file=sys.stderr) as bar:
+            for case in order:
+                bar.set_postfix_str(f"{case.num_steps} steps, {case.background}")
+                with load_on_all_cores(case.background):
+                    stats, ends = drive(case, config, server.address, robot, rng)
+                rows[case] = summarise(case, config, served, stats, ends)
+                records[case] = list(stats.requests)
+                bar.update(round(config.duration_s))
+    return [rows[case] for case in cases], {case: records[case] for case in cases}
+
+
+def write_requests(path: Path, records: dict[_Case, list[RequestRecord]]) -> None:
+    """Raw samples: one line a request."""
+    names = [field.name for field in fields(RequestRecord)]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["num_steps_asked", "background", *names])
+        for case, requests in records.items():
+            for record in requests:
+                row = [getattr(record, name) for name in names]
+                writer.writerow(
+                    [
+                        case.num_steps,
+                        case.background,
+                        *(f"{v:.6f}" if isinstance(v, float) else v for v in row),
+                    ]
+                )
+
+
+def table_of(rows: Sequence[dict[str, Any]]) -> Table:
+    """For people, in milliseconds and percent."""
+
+    def ms(seconds: float | None) -> str:
+        return "–" if seconds is None else f"{seconds * 1e3:.1f}"
+
+    def percent(share: float | None) -> str:
+        return "–" if share is None else f"{share:.1%}"
+
+    table = Table(title="deadline misses and task success by denoising steps")
+    for name in ("steps", "background", "requests", "missed", "latency p50 ms", "max ms"):
+        table.add_column(name, justify="right")
+    for name in ("steps given", "starved", "episodes", "success"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        given = "–" if row["num_steps_p50"] is None else f"{row['num_steps_p50']:g}"
+        table.add_row(
+            str(row["num_steps"]),
+            row["background"],
+            str(row["due_requests"]),
+            percent(row["miss_rate"]),
+            ms(row["latency_p50_s"]),
+            ms(row["latency_max_s"]),
+            given,
+            percent(row["starved"] / max(1, row["control_ticks"])),
+            str(row["episodes"]),
+            percent(row["success_rate"]),
+        )
+    return table
+
+
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Latency against the budget, miss rate and success over step count, idle and busy."""
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    panels = figure.subplots(1, 3)
+    styles = {"idle": ("tab:blue", "o"), "busy": ("tab:red", "s")}
+    for background in dict.fromkeys(row["background"] for row in rows):
+        color, marker = styles[background]
+        mine = [row for row in rows if row["background"] == background]
+        fixed = sorted((r for r in mine if r["num_steps"] != "auto"), key=lambda r: r["num_steps"])
+        auto = [row for row in mine if row["num_steps"] == "auto"]
+        for panel, name in zip(panels, ("latency_p50_s", "miss_rate", "success_rate"), strict=True):
+            scale = 1e3 if name.endswith("_s") else 100
+            steps = [row["num_steps"] for row in fixed]
+            panel.plot(
+                steps,
+                [np.nan if row[name] is None else scale * row[name] for row in fixed],
+                color=color,
+                marker=marker,
+                label=f"fixed steps, {background}",
+            )
+            for row in auto:
+                if row[name] is not None and row["num_steps_p50"] is not None:
+                    panel.plot(
+                        row["num_steps_p50"],
+                        scale * row[name],
+                        color=color,
+                        marker="*",
+                        markersize=17,
+                        markeredgecolor="black",
+                        linestyle="none",
+                        label=f"auto, {background}",
+                    )
+        worst = [1e3 * row["latency_max_s"] if row["latency_max_s"] else np.nan for row in fixed]
+        steps = [row["num_steps"] for row in fixed]
+        panels[0].plot(steps, worst, color=color, linestyle=":", label=f"slowest, {background}")
+    budget_ms = 1e3 * rows[0]["budget_s"]
+    panels[0].axhline(budget_ms, color="black", linestyle="--", label=f"budget {budget_ms:g} ms")
+    panels[0].set(yscale="log", ylabel="latency from when due, ms", title="latency (median)")
+    panels[1].set(ylabel="missed requests, %", ylim=(-4, 104), title="deadline misses")
+    panels[2].set(ylabel="episodes, %", ylim=(-4, 104), title="task success")
+    for panel in panels:
+        panel.set(xscale="log", xlabel="denoising steps")
+        panel.grid(alpha=0.3)
+    panels[0].legend(fontsize=7)
+    figure.savefig(path, dpi=130)
+
+
+def main(config: DeadlinesConfig) -> None:
+    """Measure, print the table, write results, raw samples and the plot."""
+    console = Console(stderr=True)
+    rows, records = run(config, console)
+    path = write_results(config.out, "deadlines", vars(config), rows)
+    write_requests(config.out / "deadlines_requests.csv", records)
+    plot(rows, config.out / "deadlines.png")
+    console.print(table_of(rows))
+    console.print(f"wrote {path}, deadlines_requests.csv and deadlines.png beside it")
+
+
+def recorded_conditions(path: Path) -> list[tuple[float, int]]:
+    """(latency in seconds, steps) of every "auto" request of a recording; inf if not answered.
+
+    Args:
+        path: a deadlines_requests.csv.
+
+    Raises:
+        ValueError: it has no such request.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["num_steps_asked"] == "auto"]
+    if not rows:
+        msg = f"{path}: expected requests with num_steps_asked = auto, found none"
+        raise ValueError(msg)
+    return [
+        (float(row["latency_s"]), int(row["num_steps"])) if row["latency_s"] else (float("inf"), 1)
+        for row in rows
+    ]

@@ -1,0 +1,63 @@
+"""Result files: what was measured, with which command, on which machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores, memory and the versions that decide speed."""
+    cpu = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [
+            line.split(":", 1)[1].strip()
+            for line in cpuinfo.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        cpu = names[0] if names else cpu
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    packages = ("torch", "numpy", "onnxruntime-gpu", "pyzmq", "mujoco")
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory / 2**30, 1),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in packages},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except ModuleNotFoundError:
+        return None
+
+
+def write_results(
+    folder: Path, name: str, config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> Path:
+    """Write `folder/name.json` in one piece: command, machine, configuration, one row a case."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    content = {
+        "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": describe_machine(),
+        "config": config,
+        "rows": rows,
+    }
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1, default=str) + "\n", "utf-8")
+    partial.replace(path)
+    return path

@@ -1,0 +1,40 @@
+"""Statistics that every benchmark reports in the same way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+_Z95 = 1.959963984540054
+MIN_SAMPLES_FOR_P99 = 1000
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """95% interval of a proportion (Wilson 1927): sound near 0 and 1 and for few trials.
+
+    Raises:
+        ValueError: no trials, or more successes than trials.
+    """
+    if not 0 <= successes <= trials or trials == 0:
+        msg = f"expected 0 <= successes <= trials > 0, got {successes} of {trials}"
+        raise ValueError(msg)
+    share = successes / trials
+    centre = share + _Z95**2 / (2 * trials)
+    half = _Z95 * math.sqrt(share * (1 - share) / trials + _Z95**2 / (4 * trials**2))
+    scale = 1 + _Z95**2 / trials
+    # at the ends the formula gives 0 and 1 but for rounding
+    low = 0.0 if successes == 0 else (centre - half) / scale
+    high = 1.0 if successes == trials else (centre + half) / scale
+    return low, high
+
+
+def quantile(samples: Sequence[float], q: float) -> float | None:
+    """The q-quantile, None without samples."""
+    return float(np.quantile(samples, q)) if len(samples) else None
+
+
+def p99(samples: Sequence[float]) -> float | None:
+    """The 99th percentile; None below 1,000 samples, where it would be a guess."""
+    return quantile(samples, 0.99) if len(samples) >= MIN_SAMPLES_FOR_P99 else None

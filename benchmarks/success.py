@@ -1,0 +1,165 @@
+"""Does the policy do what it is told? Task success in simulated time, by task, with intervals."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from benchmarks.deadlines import recorded_conditions
+from benchmarks.episodes import Conditions, EpisodeSpec, Sample, make_specs, play
+from benchmarks.results import write_results
+from benchmarks.statistics import wilson_interval
+from client.sims.desk import phrasings as desk_phrasings
+from client.sims.desk.spec import TASKS
+from models import checkpoint
+from models.checkpoint import Manifest
+from models.instruction_encoder import InstructionEncoder
+from models.policy import DiffusionPolicy
+from models.sampling import sample_chunks
+
+OUTCOMES = {"asked": "success", "opposite": "opposite", "other": "other", "timeout": "timeout"}
+
+
+@dataclass(frozen=True)
+class SuccessConfig:
+    """What `python -m benchmarks success` takes.
+
+    Attributes:
+        checkpoint: folder of the policy; the bundled one if not given.
+        episodes: per task.
+        num_steps: denoising steps of every answer.
+        guidance_scale: w; 0 is the plain conditional model, −1 ignores the instruction.
+        seed: of starts, phrasings and noise. Training uses seed 0 and 1, choosing uses 100 and up.
+        phrasings: known (trained on), unseen (held out), validation, or a JSON file: task → list.
+        delay_ms: every answer comes this late.
+        replay: a deadlines_requests.csv; delay and step count of every answer are then drawn from
+            its "auto" requests, and num_steps and delay_ms have no effect.
+        out: folder of success.json.
+    """
+
+    checkpoint: Path = checkpoint.PRETRAINED / "desk"
+    episodes: int = 50
+    num_steps: int = 10
+    guidance_scale: float = 0.0
+    seed: int = 1
+    phrasings: str = "known"
+    delay_ms: float = 0.0
+    replay: Path | None = None
+    out: Path = Path("results")
+
+    def __post_init__(self) -> None:
+        """Check ranges, naming the field."""
+        for name in ("episodes", "num_steps"):
+            if getattr(self, name) < 1:
+                msg = f"{name}: expected at least 1, got {getattr(self, name)}"
+                raise ValueError(msg)
+        if not self.delay_ms >= 0:
+            msg = f"delay_ms: expected at least 0, got {self.delay_ms}"
+            raise ValueError(msg)
+
+
+def policy_sample(
+    policy: DiffusionPolicy, manifest: Manifest, guidance_scale: float, texts: Sequence[str]
+) -> Sample:
+    """The policy as `play` wants it; every text that will be asked is embedded now, once."""
+    encoder = InstructionEncoder()
+    unique = sorted(set(texts))
+    embeddings = np.concatenate(
+        [encoder.encode(unique[i : i + 64]) for i in range(0, len(unique), 64)]
+    )
+    by_text = dict(zip(unique, embeddings, strict=True))
+
+    def sample(
+        observation: Any,  # noqa: ANN401 - see `Sample`
+        instructions: Sequence[str],
+        seeds: Sequence[int],
+        num_steps: int,
+    ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        return sample_chunks(
+            policy,
+            observation,
+            np.stack([by_text[text] for text in instructions]),
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            eta=manifest.defaults.eta,
+            grid=manifest.defaults.grid,
+            seeds=seeds,
+        )
+
+    return sample
+
+
+def success_rows(specs: Sequence[EpisodeSpec], outcomes: Sequence[str]) -> list[dict[str, Any]]:
+    """A row a task and one for all, rates with 95% intervals."""
+    rows = []
+    for task in (*TASKS, "all"):
+        mine = [o for s, o in zip(specs, outcomes, strict=True) if task in (s.task, "all")]
+        row: dict[str, Any] = {"task": task, "episodes": len(mine)}
+        for outcome, name in OUTCOMES.items():
+            count = mine.count(outcome)
+            row[f"{name}_rate"] = count / len(mine)
+            row[f"{name}_interval"] = wilson_interval(count, len(mine))
+        rows.append(row)
+    return rows
+
+
+def run(config: SuccessConfig) -> list[dict[str, Any]]:
+    """Play the episodes with a progress bar; return the rows."""
+    manifest, policy = checkpoint.load(config.checkpoint)
+    most = manifest.diffusion.num_timesteps
+    if config.num_steps > most:
+        msg = f"num_steps: expected 1..{most} (T of this policy), got {config.num_steps}"
+        raise ValueError(msg)
+    torch.set_num_threads(1)
+    specs = make_specs(config.episodes, config.seed, desk_phrasings.load(config.phrasings))
+    sample = policy_sample(
+        policy, manifest, config.guidance_scale, [spec.instruction for spec in specs]
+    )
+    recorded = [(config.delay_ms / 1e3, config.num_steps)]
+    if config.replay is not None:
+        recorded = recorded_conditions(config.replay)
+
+    def conditions(rng: np.random.Generator) -> Conditions:
+        return Conditions(*recorded[int(rng.integers(len(recorded)))])
+
+    with tqdm(total=len(specs), desc="episodes", unit="episode", file=sys.stderr) as bar:
+        outcomes = play(specs, sample, conditions, bar.update)
+    return success_rows(specs, outcomes)
+
+
+def success_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
+    """For people."""
+    table = Table(title=title)
+    for name in ("task", "episodes", "success", "95% interval", "opposite", "other", "timeout"):
+        table.add_column(name, justify="left" if name == "task" else "right")
+    for row in rows:
+        low, high = row["success_interval"]
+        table.add_row(
+            row["task"],
+            str(row["episodes"]),
+            f"{row['success_rate']:.1%}",
+            f"{low:.1%} … {high:.1%}",
+            *(f"{row[f'{name}_rate']:.1%}" for name in ("opposite", "other", "timeout")),
+        )
+    return table
+
+
+def main(config: SuccessConfig) -> None:
+    """Measure, print the table, write `success.json`."""
+    rows = run(config)
+    how = f"{config.num_steps} steps, {config.delay_ms:g} ms delay"
+    if config.replay is not None:
+        how = f"steps and delays of {config.replay}"
+    title = f"w = {config.guidance_scale:g}, {config.phrasings} phrasings, {how}"
+    Console(stderr=True).print(success_table(rows, title))
+    path = write_results(config.out, "success", vars(config), rows)
+    Console(stderr=True).print(f"wrote {path}")
