@@ -1,0 +1,95 @@
+"""Checks of single values from outside; each names the field, what was expected and what came."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+import sys
+
+import numpy as np
+
+MAX_INTEGER = 2**63 - 1
+
+
+def shown(value: object) -> str:
+    """`value` for an error message, cut so that a hostile value cannot flood a log."""
+    return reprlib.repr(value)
+
+
+def integer(field: str, value: object, low: int, high: int = MAX_INTEGER) -> int:
+    """`value` as an int; a bool is not one, although Python says so.
+
+    Raises:
+        ValueError: not an integer in low..high.
+    """
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        plain = int(value)
+        if low <= plain <= high:
+            return plain
+    upper = "2**63 - 1" if high == MAX_INTEGER else high
+    msg = f"{field}: expected an integer in {low}..{upper}, got {shown(value)}"
+    raise ValueError(msg)
+
+
+def number(field: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
+    """`value` as a finite float in low..high, both included.
+
+    Raises:
+        ValueError: not a number, not finite, or out of range.
+    """
+    plain = value.item() if isinstance(value, (np.integer, np.floating)) else value
+    if isinstance(plain, (int, float)) and not isinstance(plain, bool):
+        finite = -sys.float_info.max <= plain <= sys.float_info.max  # exact for a huge int, too
+        if finite and low <= plain <= high:
+            return float(plain)
+    allowed = "" if low == -math.inf and high == math.inf else f" in {low:g}..{high:g}"
+    msg = f"{field}: expected a finite number{allowed}, got {shown(value)}"
+    raise ValueError(msg)
+
+
+def positive_seconds(field: str, value: object) -> float:
+    """`value` as a duration in seconds that is greater than zero.
+
+    Raises:
+        ValueError: not a finite number greater than zero.
+    """
+    try:
+        return number(field, value, low=sys.float_info.min)
+    except ValueError:
+        msg = f"{field}: expected a finite number of seconds > 0, got {shown(value)}"
+        raise ValueError(msg) from None
+
+
+def boolean(field: str, value: object) -> bool:
+    """`value` as a bool; 0 and 1 are not.
+
+    Raises:
+        ValueError: not a bool.
+    """
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    msg = f"{field}: expected true or false, got {shown(value)}"
+    raise ValueError(msg)
+
+
+def text(field: str, value: object, max_bytes: int = sys.maxsize) -> str:
+    """`value` as a string that is not blank and has at most `max_bytes` bytes in UTF-8.
+
+    Raises:
+        ValueError: not a string, blank, too long, or not encodable (a lone surrogate).
+    """
+    if not isinstance(value, str):
+        msg = f"{field}: expected a string, got {shown(value)}"
+        raise ValueError(msg)
+    if not value.strip():
+        msg = f"{field}: expected a string that is not blank, got {shown(value)}"
+        raise ValueError(msg)
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        msg = f"{field}: expected text that UTF-8 can encode, got {shown(value)}"
+        raise ValueError(msg) from None
+    if size > max_bytes:
+        msg = f"{field}: expected at most {max_bytes} bytes of UTF-8, got {size}; shorten it"
+        raise ValueError(msg)
+    return value

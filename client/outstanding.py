@@ -1,0 +1,128 @@
+"""Which requests await an answer, and what becomes of each (pure: it is told the time)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from client.errors import ConnectionLostError, PolicyError, ProtocolError
+from client.messages import ActionChunk, ErrorReply, Message, MetadataReply, Pong
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk(ActionChunk):
+    """An `ActionChunk` and what the client's own clock says about it.
+
+    `deadline_met` is the server's verdict; `late` is the one that counts.
+
+    Attributes:
+        due_s: instant on the client's clock from which the budget counted.
+        latency_s: from due_s to the arrival.
+        round_trip_s: from the sending to the arrival.
+        late: latency_s is more than the budget.
+    """
+
+    due_s: float
+    latency_s: float
+    round_trip_s: float
+    late: bool
+
+
+Result = Chunk | MetadataReply | Pong | PolicyError
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A request that awaits its answer; instants on the client's clock.
+
+    Attributes:
+        expects: type of the reply.
+        sent_s: when it was sent.
+        due_s: from when its budget counts.
+        budget_s: as the caller gave it.
+        timeout_s: how long the caller wants to wait, from sent_s.
+    """
+
+    expects: type[ActionChunk | MetadataReply | Pong]
+    sent_s: float
+    due_s: float
+    budget_s: float
+    timeout_s: float
+
+
+class Outstanding:
+    """Settles every request exactly once: by its reply, its error, or its timeout.
+
+    Attributes:
+        dropped: replies to a request that is unknown or already settled.
+    """
+
+    def __init__(self) -> None:
+        """Start with no request."""
+        self.dropped = 0
+        self._sent: dict[int, Sent] = {}
+
+    def add(self, request_id: int, sent: Sent) -> None:
+        """A request has been sent."""
+        self._sent[request_id] = sent
+
+    def settle(self, reply: Message | PolicyError, now_s: float) -> Result | None:
+        """What a message that came at `now_s` means to the caller; None if it is dropped.
+
+        Args:
+            reply: what was decoded, or the error of decoding it.
+            now_s: client's clock.
+        """
+        request_id = reply.request_id
+        if request_id is None:  # nobody's in particular, hence everybody's business
+            return (
+                reply.to_error()
+                if isinstance(reply, ErrorReply)
+                else _not_a_reply(reply, "a reply")
+            )
+        sent = self._sent.pop(request_id, None)
+        if sent is None:
+            self.dropped += 1
+            return None
+        if isinstance(reply, ErrorReply):
+            return reply.to_error()
+        if not isinstance(reply, sent.expects):
+            return _not_a_reply(reply, sent.expects.__name__)
+        if isinstance(reply, ActionChunk):
+            latency_s = now_s - sent.due_s
+            return Chunk(
+                **vars(reply),
+                due_s=sent.due_s,
+                latency_s=latency_s,
+                round_trip_s=now_s - sent.sent_s,
+                late=latency_s > sent.budget_s,
+            )
+        return reply
+
+    def expire(self, now_s: float) -> list[ConnectionLostError]:
+        """Settle the requests whose timeout has passed."""
+        expired = [i for i, s in self._sent.items() if now_s >= s.sent_s + s.timeout_s]
+        return [self._lost(request_id) for request_id in expired]
+
+    def forget(self, request_id: int) -> None:
+        """Nobody waits for this request any more."""
+        self._sent.pop(request_id, None)
+
+    def next_expiry_s(self) -> float | None:
+        """When `expire` will next have something to do; None if nothing is outstanding."""
+        return min((s.sent_s + s.timeout_s for s in self._sent.values()), default=None)
+
+    def _lost(self, request_id: int) -> ConnectionLostError:
+        timeout_s = self._sent.pop(request_id).timeout_s
+        msg = (
+            f"request {request_id}: expected an answer within timeout_s={timeout_s:g}, got none; "
+            "is the server running, and reachable at this address?"
+        )
+        return ConnectionLostError(msg, request_id=request_id)
+
+
+def _not_a_reply(reply: Message | PolicyError, expected: str) -> ProtocolError:
+    if isinstance(reply, ProtocolError):
+        return reply
+    got = str(reply) if isinstance(reply, PolicyError) else type(reply).__name__
+    msg = f"reply: expected {expected}, got {got}; is this a policy server?"
+    return ProtocolError(msg, request_id=reply.request_id)

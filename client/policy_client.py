@@ -1,0 +1,380 @@
+"""The socket to a policy server; the only file of the client that imports zmq.
+
+All that can be decided without a socket is decided elsewhere: client/wire.py (bytes),
+client/outstanding.py (which answer belongs to which request), client/network_margin.py (budgets).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, TypeVar, cast
+
+import numpy.typing as npt
+import zmq
+
+from client.errors import (
+    ConnectionLostError,
+    DeadlineError,
+    InvalidRequestError,
+    PolicyError,
+)
+from client.field_checks import positive_seconds
+from client.messages import (
+    ActionChunk,
+    ActRequest,
+    Message,
+    Metadata,
+    MetadataReply,
+    MetadataRequest,
+    PingRequest,
+    Pong,
+    Request,
+)
+from client.network_margin import NetworkMargin
+from client.outstanding import Chunk, Outstanding, Result, Sent
+from client.wire import REPLY_LIMITS, WireLimits, decode, encode
+
+_HIGH_WATER_MARK = 64  # messages that wait in either direction; more is a bug or a dead peer
+_MAX_REPLIES_PER_COLLECT = 2 * _HIGH_WATER_MARK  # a flood of replies cannot hold the caller
+_SPENT_BUDGET_S = 1e-6  # on the wire when a request must go out although its budget is spent
+
+_LONGEST_WAIT_MS = 1000
+
+T = TypeVar("T", Chunk, MetadataReply, Pong)
+
+
+class PolicyClient:
+    """Asks a policy server for actions; one robot, one thread.
+
+    No method waits for longer than its timeout_s, and `submit` does not wait at all. The connection
+    comes back by itself after the server was away; what was asked meanwhile is lost, not queued,
+    since an old question is worth nothing to a robot.
+
+    Example:
+        >>> with PolicyClient("tcp://127.0.0.1:5555") as policy:  # doctest: +SKIP
+        ...     chunk = policy.act(observation, "open the drawer", budget_s=0.08)
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        session_id: str | None = None,
+        limits: WireLimits = REPLY_LIMITS,
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Begin to connect; returns at once, whether a server is there or not.
+
+        Args:
+            address: of the server as ZeroMQ writes it, e.g. "tcp://192.168.0.7:5555".
+            session_id: name of this robot; random if None.
+            limits: on what is sent and accepted.
+            context: to share ZeroMQ's threads with other sockets; `close` ends only an own one.
+            clock: monotonic, in seconds; whoever gives due_s must use the same.
+
+        Raises:
+            InvalidRequestError: the address cannot be one.
+        """
+        self.address = address
+        self.session_id = session_id or uuid.uuid4().hex
+        self._limits = limits
+        self._clock = clock
+        self._next_request_id = 0
+        self._metadata: Metadata | None = None
+        self._margin = NetworkMargin()
+        self._outstanding = Outstanding()
+        self._settled: list[Result] = []
+        self._owns_context = context is None
+        self._context = context or zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        for option, value in (
+            (zmq.LINGER, 0),
+            (zmq.SNDHWM, _HIGH_WATER_MARK),
+            (zmq.RCVHWM, _HIGH_WATER_MARK),
+            (zmq.MAXMSGSIZE, limits.max_frame_bytes),
+            (zmq.IMMEDIATE, 1),  # nothing piles up for a server that is not there
+            (zmq.RECONNECT_IVL, 50),
+            (zmq.RECONNECT_IVL_MAX, 1000),
+            (zmq.HEARTBEAT_IVL, 1000),  # notices a host that vanished without a goodbye
+            (zmq.HEARTBEAT_TIMEOUT, 3000),
+        ):
+            self._socket.setsockopt(option, value)
+        try:
+            self._socket.connect(address)
+        except zmq.ZMQError as error:
+            self.close()
+            msg = f"address: expected e.g. tcp://127.0.0.1:5555, got {address!r} ({error})"
+            raise InvalidRequestError(msg) from error
+
+    @property
+    def dropped_replies(self) -> int:
+        """Replies to requests that were unknown or already settled."""
+        return self._outstanding.dropped
+
+    def metadata(self, *, timeout_s: float = 1.0) -> Metadata:
+        """Ask what the server serves; from then on observations are checked before they are sent.
+
+        Raises:
+            ConnectionLostError: no answer within `timeout_s`.
+            PolicyError: what the server answered instead.
+        """
+        reply = self._ask(MetadataRequest, MetadataReply, timeout_s)
+        self._metadata = reply.metadata
+        return reply.metadata
+
+    def ping(self, *, timeout_s: float = 1.0) -> float:
+        """Seconds to the server and back.
+
+        Raises:
+            ConnectionLostError: no answer within `timeout_s`.
+            PolicyError: what the server answered instead.
+        """
+        asked_s = self._clock()
+        self._ask(PingRequest, Pong, timeout_s)
+        return self._clock() - asked_s
+
+    def act(
+        self,
+        observation: Mapping[str, npt.NDArray[Any]],
+        instruction: str,
+        *,
+        budget_s: float,
+        num_steps: int | None = None,
+        guidance_scale: float | None = None,
+        eta: float | None = None,
+        seed: int | None = None,
+        best_effort: bool = False,
+        due_s: float | None = None,
+        timeout_s: float = 1.0,
+    ) -> Chunk:
+        """Ask for an action_chunk and wait for it.
+
+        The first call also asks for the metadata, at the expense of its budget; call `metadata`
+        before if that matters. The arguments are those of `submit`.
+
+        Raises:
+            InvalidRequestError: a field or an array is not what it must be.
+            CannotServeError: no time or no room for it; `DeadlineError` says what budget would do.
+            ServerFaultError: the model failed.
+            ProtocolError: the answer is not understood.
+            ConnectionLostError: no answer within `timeout_s`.
+        """
+        called_s = self._clock()
+        until_s = called_s + _checked("timeout_s", timeout_s)
+        if self._metadata is None:
+            self.metadata(timeout_s=timeout_s)
+        self._await_connection(until_s)
+        request_id = self.submit(
+            observation,
+            instruction,
+            budget_s=budget_s,
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            eta=eta,
+            seed=seed,
+            best_effort=best_effort,
+            due_s=called_s if due_s is None else due_s,
+            timeout_s=max(until_s - self._clock(), _SPENT_BUDGET_S),
+        )
+        return self._await(request_id, Chunk)
+
+    def submit(
+        self,
+        observation: Mapping[str, npt.NDArray[Any]],
+        instruction: str,
+        *,
+        budget_s: float,
+        num_steps: int | None = None,
+        guidance_scale: float | None = None,
+        eta: float | None = None,
+        seed: int | None = None,
+        best_effort: bool = False,
+        due_s: float | None = None,
+        timeout_s: float = 1.0,
+    ) -> int:
+        """Ask for an action_chunk without waiting; `poll` gives the answer.
+
+        Arrays are copied before this returns. They are checked here only once `metadata` has been
+        called; else the server checks them, and an error comes through `poll`. So does
+        `ConnectionLostError`, if there is no connection or nothing comes within `timeout_s`.
+
+        Args:
+            observation: array by name, [obs_steps, …], oldest first.
+            instruction: plain words, e.g. "open the drawer".
+            budget_s: time from due_s within which the answer is useful.
+            num_steps: None lets the server's planner decide; a number is kept exactly, even if
+                that makes the answer late.
+            guidance_scale: w of Ho & Salimans; None is the checkpoint's default.
+            eta: 0 deterministic, 1 ancestral DDPM; None is the checkpoint's default.
+            seed: of every random number of the answer; None lets the server draw one.
+            best_effort: answer even if the budget cannot be met.
+            due_s: instant of the client's clock from which budget_s counts; None is now.
+            timeout_s: give up, counted from now.
+
+        Returns:
+            The request_id; ids rise.
+
+        Raises:
+            InvalidRequestError: a field or an array is not what it must be; nothing was sent.
+            DeadlineError: the budget is spent already, and neither `best_effort` nor `num_steps`
+                asks for a late answer; nothing was sent.
+        """
+        now_s = self._clock()
+        _checked("timeout_s", timeout_s)
+        if self._metadata is not None:
+            self._metadata.spec.validate_observation(observation)
+        request = ActRequest(
+            session_id=self.session_id,
+            request_id=self._take_request_id(),
+            observation=observation,
+            instruction=instruction,
+            budget_s=budget_s,
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            eta=eta,
+            seed=seed,
+            best_effort=best_effort,
+        )
+        due_s = now_s if due_s is None else due_s
+        left_s = budget_s - (now_s - due_s)
+        if left_s > 0:
+            left_s -= self._margin.of(left_s)
+        elif best_effort or num_steps is not None:
+            left_s = _SPENT_BUDGET_S
+        else:
+            msg = (
+                f"budget_s: expected time to be left at sending, got {budget_s:g} s due "
+                f"{now_s - due_s:g} s ago; ask sooner, or with best_effort=True"
+            )
+            raise DeadlineError(msg, request_id=request.request_id)
+        sent = Sent(ActionChunk, now_s, due_s, budget_s, timeout_s)
+        self._post(replace(request, budget_s=left_s), sent)
+        return request.request_id
+
+    def poll(self, timeout_s: float = 0.0) -> list[Chunk | PolicyError]:
+        """What has come of earlier `submit` calls: chunks and errors, each with its request_id.
+
+        Every submitted request comes up exactly once. An error whose request_id is None belongs to
+        no request: a message that could not be decoded.
+
+        Args:
+            timeout_s: wait so long for the first result, in whole milliseconds rounded down, so
+                that a caller who paces a loop with it is never late.
+        """
+        until_s = self._clock() + timeout_s
+        self._collect()
+        while not self._settled and (left_ms := int((until_s - self._clock()) * 1000)) > 0:
+            self._wait(left_ms)
+            self._collect()
+        results = [r for r in self._settled if isinstance(r, (Chunk, PolicyError))]
+        self._settled.clear()
+        return results
+
+    def close(self) -> None:
+        """Close the socket at once; what is outstanding is forgotten."""
+        self._socket.close(linger=0)
+        if self._owns_context:
+            self._context.term()
+
+    def __enter__(self) -> PolicyClient:
+        """Nothing to do: connecting began with the constructor."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def _take_request_id(self) -> int:
+        self._next_request_id += 1
+        return self._next_request_id
+
+    def _ask(
+        self,
+        request_type: type[MetadataRequest | PingRequest],
+        reply_type: type[T],
+        timeout_s: float,
+    ) -> T:
+        """One question that is not about actions, and its answer."""
+        until_s = self._clock() + _checked("timeout_s", timeout_s)
+        self._await_connection(until_s)
+        now_s = self._clock()
+        request = request_type(self._take_request_id())
+        self._post(request, Sent(reply_type, now_s, now_s, timeout_s, until_s - now_s))
+        return self._await(request.request_id, reply_type)
+
+    def _post(self, request: Request, sent: Sent) -> None:
+        """Send, or settle as lost if there is nobody to send to."""
+        frames = encode(request, self._limits)
+        try:
+            self._socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:
+            msg = f"request {request.request_id}: not sent, no connection to {self.address}"
+            self._settled.append(ConnectionLostError(msg, request_id=request.request_id))
+        else:
+            self._outstanding.add(request.request_id, sent)
+
+    def _collect(self) -> None:
+        """Settle whatever has arrived or expired by now."""
+        for _ in range(_MAX_REPLIES_PER_COLLECT):
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            now_s = self._clock()
+            reply: Message | PolicyError
+            try:
+                reply = decode(frames, self._limits)
+            except PolicyError as error:
+                reply = error
+            result = self._outstanding.settle(reply, now_s)
+            if isinstance(result, Chunk):
+                self._margin.add(result.round_trip_s, result.timing.total_s)
+            if result is not None:
+                self._settled.append(result)
+        self._settled += self._outstanding.expire(self._clock())
+
+    def _wait(self, at_most_ms: int) -> None:
+        """Sleep until something arrives or expires."""
+        expiry_s = self._outstanding.next_expiry_s()
+        if expiry_s is not None:
+            at_most_ms = min(at_most_ms, math.ceil((expiry_s - self._clock()) * 1000))
+        self._socket.poll(max(0, at_most_ms))
+
+    def _await(self, request_id: int, reply_type: type[T]) -> T:
+        """The answer to one request, or its error raised; other results stay for `poll`."""
+        while True:
+            self._collect()
+            mine = [r for r in self._settled if r.request_id in (request_id, None)]
+            if mine:
+                break
+            self._wait(_LONGEST_WAIT_MS)  # ends sooner: the request expires
+        self._settled = [r for r in self._settled if r not in mine]
+        self._outstanding.forget(request_id)
+        result = next((r for r in mine if r.request_id == request_id), mine[0])
+        if isinstance(result, PolicyError):
+            raise result
+        return cast(T, result)  # Outstanding lets nothing else through
+
+    def _await_connection(self, until_s: float) -> None:
+        left_ms = max(0, math.ceil((until_s - self._clock()) * 1000))
+        if not self._socket.poll(left_ms, zmq.POLLOUT):
+            msg = f"no connection to {self.address}; is the server running there?"
+            raise ConnectionLostError(msg)
+
+
+def _checked(field: str, seconds: float) -> float:
+    try:
+        return positive_seconds(field, seconds)
+    except ValueError as error:
+        raise InvalidRequestError(str(error)) from None
