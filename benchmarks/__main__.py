@@ -8,9 +8,10 @@ from typing import Annotated
 import tyro
 from tyro.conf import subcommand
 
-from benchmarks import deadlines, success
+from benchmarks import deadlines, success, tune
 from benchmarks.deadlines import DeadlinesConfig
 from benchmarks.success import SuccessConfig
+from benchmarks.tune import TuneConfig
 
 
 def main() -> None:
@@ -22,6 +23,10 @@ def main() -> None:
         ]
         | Annotated[
             SuccessConfig, subcommand("success", description="Task success in simulated time.")
+        ]
+        | Annotated[
+            TuneConfig,
+            subcommand("tune", description="Choose min_steps and max_useful_steps."),
         ],
         prog="python -m benchmarks",
     )
@@ -31,6 +36,8 @@ def main() -> None:
                 deadlines.main(config)
             case SuccessConfig():
                 success.main(config)
+            case TuneConfig():
+                tune.main(config)
     except (OSError, ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

