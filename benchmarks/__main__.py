@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Annotated
 
 import tyro
 from tyro.conf import subcommand
 
-from benchmarks import deadlines, success, tune
+from benchmarks import deadlines, film, success, tune
 from benchmarks.deadlines import DeadlinesConfig
+from benchmarks.film import FilmConfig
 from benchmarks.success import SuccessConfig
 from benchmarks.tune import TuneConfig
 
@@ -22,6 +24,9 @@ def main() -> None:
             subcommand("deadlines", description="Deadline misses by step count, in real time."),
         ]
         | Annotated[
+            FilmConfig, subcommand("film", description="An animation of the policy at work.")
+        ]
+        | Annotated[
             SuccessConfig, subcommand("success", description="Task success in simulated time.")
         ]
         | Annotated[
@@ -30,10 +35,14 @@ def main() -> None:
         ],
         prog="python -m benchmarks",
     )
+    # what a robot's operator wants to hear is here in the table
+    logging.getLogger("client").setLevel(logging.ERROR)
     try:
         match config:
             case DeadlinesConfig():
                 deadlines.main(config)
+            case FilmConfig():
+                film.main(config)
             case SuccessConfig():
                 success.main(config)
             case TuneConfig():

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from benchmarks.results import write_results
+from benchmarks import results
 from benchmarks.server_process import running_server
 from benchmarks.statistics import p99, quantile
 from client import ControlLoop, PolicyClient
@@ -221,7 +221,7 @@ def table_of(rows: Sequence[dict[str, Any]]) -> Table:
         return "–" if share is None else f"{share:.1%}"
 
     table = Table(title="deadline misses and task success by denoising steps")
-    for name in ("steps", "background", "requests", "missed", "latency p50 ms", "max ms"):
+    for name in ("steps", "cores", "requests", "missed", "p50 ms", "max ms"):
         table.add_column(name, justify="right")
     for name in ("steps given", "starved", "episodes", "success"):
         table.add_column(name, justify="right")
@@ -291,9 +291,9 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 def main(config: DeadlinesConfig) -> None:
     """Measure, print the table, write results, raw samples and the plot."""
-    console = Console(stderr=True)
+    console = results.console()
     rows, records = run(config, console)
-    path = write_results(config.out, "deadlines", vars(config), rows)
+    path = results.write_results(config.out, "deadlines", vars(config), rows)
     write_requests(config.out / "deadlines_requests.csv", records)
     plot(rows, config.out / "deadlines.png")
     console.print(table_of(rows))

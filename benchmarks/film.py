@@ -52,7 +52,7 @@ def main(config: FilmConfig) -> None:
     encoder = InstructionEncoder()
     desk = Desk()
     pictures: list[Any] = []
-    with Camera(desk, width=480, height=360) as camera:
+    with Camera(desk, width=320, height=240) as camera:
         for number, (task, words) in enumerate(INSTRUCTIONS):
             desk.reset(desk.sample_start(np.random.default_rng((config.seed, number))))
             embedding = encoder.encode([words])

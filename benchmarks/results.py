@@ -13,6 +13,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
+_TABLE_WIDTH = 110
+
+
+def console() -> Console:
+    """For people, on stderr; wide enough for the tables even where the terminal is not."""
+    found = Console(stderr=True)
+    return Console(stderr=True, width=max(found.width, _TABLE_WIDTH))
+
 
 def describe_machine() -> dict[str, Any]:
     """Processor, cores, memory and the versions that decide speed."""

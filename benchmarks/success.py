@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from benchmarks import results
 from benchmarks.deadlines import recorded_conditions
 from benchmarks.episodes import Conditions, EpisodeSpec, Sample, make_specs, play
-from benchmarks.results import write_results
 from benchmarks.statistics import wilson_interval
 from client.sims.desk import phrasings as desk_phrasings
 from client.sims.desk.spec import TASKS
@@ -160,6 +159,6 @@ def main(config: SuccessConfig) -> None:
     if config.replay is not None:
         how = f"steps and delays of {config.replay}"
     title = f"w = {config.guidance_scale:g}, {config.phrasings} phrasings, {how}"
-    Console(stderr=True).print(success_table(rows, title))
-    path = write_results(config.out, "success", vars(config), rows)
-    Console(stderr=True).print(f"wrote {path}")
+    results.console().print(success_table(rows, title))
+    path = results.write_results(config.out, "success", vars(config), rows)
+    results.console().print(f"wrote {path}")

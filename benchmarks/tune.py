@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
-from benchmarks import success
+from benchmarks import results, success
 from benchmarks.success import SuccessConfig
 from models import checkpoint
 
@@ -68,7 +67,7 @@ def choose(rows: Sequence[dict[str, Any]]) -> tuple[int, int]:
 
 def main(config: TuneConfig) -> None:
     """Measure, print the table, write `min_steps` and `max_useful_steps` into the manifest."""
-    console = Console(stderr=True)
+    console = results.console()
     manifest = checkpoint.read_manifest(config.checkpoint)
     w = manifest.defaults.guidance_scale if config.guidance_scale is None else config.guidance_scale
     rows = []

@@ -162,6 +162,7 @@ def save(folder: Path, manifest: Manifest, policy: DiffusionPolicy) -> Manifest:
     (folder / ONNX).unlink(missing_ok=True)
     partial = folder / (WEIGHTS + ".partial")
     save_file(policy.state_dict(), partial)
+    partial.chmod(0o644)  # safetensors leaves it to its owner alone
     partial.replace(folder / WEIGHTS)
     return write_manifest(folder, manifest)
 

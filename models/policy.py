@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from client.specs import PolicySpec
 from models.guided_step import GuidedStep, PredictionType
 from models.instruction_encoder import INSTRUCTION_DIM
+from models.instruction_projection import InstructionProjection
 from models.networks.film_mlp import FilmMlp, FilmMlpConfig
 from models.normalizer import Normalizer
 from models.schedules import ScheduleName, make_alpha_bar
@@ -67,7 +68,9 @@ class DiffusionPolicy(nn.Module):
             {name: Normalizer(array.shape[-1]) for name, array in spec.observation.items()}
         )
         self.action_normalizer = Normalizer(spec.action_dim)
-        self.instruction_normalizer = Normalizer(INSTRUCTION_DIM)
+        self.instruction_projection = InstructionProjection(
+            INSTRUCTION_DIM, network.instruction_dim
+        )
         for name in ("action_minimum", "action_maximum"):
             self.register_buffer(name, torch.tensor(getattr(spec, name)), persistent=False)
 
@@ -87,7 +90,7 @@ class DiffusionPolicy(nn.Module):
     def condition_part(
         self, observation: Mapping[str, Tensor], instruction: Tensor, drop: Tensor
     ) -> Tensor:
-        """What a request computes once.
+        """What a request computes once; the network sees the projected instruction.
 
         Args:
             observation: name → float [n, obs_steps, ...], in the robot's units.
@@ -98,7 +101,7 @@ class DiffusionPolicy(nn.Module):
             float [n, film_dim].
         """
         return self.network.condition_part(
-            self.flatten_observation(observation), self.instruction_normalizer(instruction), drop
+            self.flatten_observation(observation), self.instruction_projection(instruction), drop
         )
 
     def guided_step(self) -> GuidedStep:

@@ -54,7 +54,8 @@ class TrainConfig:
         weight_decay: of AdamW.
         ema_decay: of the weight average that becomes the checkpoint.
         instruction_dropout: share of windows whose instruction becomes the null embedding.
-        instruction_noise: standard deviation added to normalised sentence embeddings.
+        instruction_noise: standard deviation added to projected instructions, where the phrasings
+            of one task have 1: stands for the wordings that nobody has written down.
         prediction_type: what the network learns to output.
         seed: of initial weights and every draw.
         save_every: updates between two saves of the resumable state.
@@ -62,14 +63,14 @@ class TrainConfig:
 
     demos: Path
     out: Path
-    num_updates: int = 16_000
+    num_updates: int = 15_000
     batch_size: int = 256
     draws_per_window: int = 4
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     ema_decay: float = 0.999
     instruction_dropout: float = 0.1
-    instruction_noise: float = 0.3
+    instruction_noise: float = 1.0
     prediction_type: Literal["sample", "v", "epsilon"] = "sample"
     seed: int = 0
     save_every: int = 1_000
@@ -109,19 +110,14 @@ class Batches:
         self._embeddings = [
             torch.from_numpy(_encode_all(encoder, phrasings[task], task)) for task in tasks
         ]
-        # Centred and scaled over all phrasings, every task with the same weight: opposite
-        # instructions differ in few directions, which the raw embeddings drown.
-        smallest = min(len(e) for e in self._embeddings)
-        policy.instruction_normalizer.fit_standard(
-            torch.cat([e[torch.randperm(len(e))[:smallest]] for e in self._embeddings])
-        )
+        policy.instruction_projection.fit(self._embeddings)
         task_of_episode = np.array([tasks.index(task) for task in demos.task])
         self._task = torch.from_numpy(task_of_episode[windows.episode])
         self._state = state
         self._action = policy.action_normalizer(action)
 
     def draw(self, update: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(state [n, obs_steps, dim], instruction embedding [n, 384], chunk [n, horizon, dim])."""
+        """(state [n, obs_steps, dim], embedding [n, INSTRUCTION_DIM], chunk [n, horizon, dim])."""
         rng = np.random.default_rng((self.config.seed, update, 1))
         index = torch.from_numpy(rng.integers(len(self._history), size=self.config.batch_size))
         which = torch.from_numpy(rng.random(self.config.batch_size, np.float32))
@@ -159,10 +155,10 @@ def loss_of(
     state, instruction, x0 = batch
     rows = len(state)
     drop = torch.rand(rows, generator=generator) < config.instruction_dropout
-    spread = policy.instruction_normalizer.scale
-    jitter = torch.randn(instruction.shape, generator=generator) * spread
-    condition = policy.condition_part(
-        {"state": state}, instruction + config.instruction_noise * jitter, drop
+    projected = policy.instruction_projection(instruction)
+    jitter = config.instruction_noise * torch.randn(projected.shape, generator=generator)
+    condition = policy.network.condition_part(
+        policy.flatten_observation({"state": state}), projected + jitter, drop
     )
     draws = config.draws_per_window
     condition, x0 = condition.repeat_interleave(draws, 0), x0.repeat_interleave(draws, 0)
@@ -253,10 +249,13 @@ def train(config: TrainConfig) -> checkpoint.Manifest:
     demos = Demonstrations.load(config.demos)
     torch.manual_seed(config.seed)
     spec = DESK_SPEC
-    network = FilmMlpConfig(spec.horizon, spec.action_dim, observation_dim(spec), INSTRUCTION_DIM)
+    phrasings = desk_phrasings.known()
+    network = FilmMlpConfig(
+        spec.horizon, spec.action_dim, observation_dim(spec), instruction_dim=len(phrasings) - 1
+    )
     diffusion = DiffusionConfig(prediction_type=config.prediction_type)
     policy = DiffusionPolicy(spec, network, diffusion).train()
-    batches = Batches(demos, desk_phrasings.known(), policy, config)
+    batches = Batches(demos, phrasings, policy, config)
     state = _TrainingState(policy, config)
     folder = config.out / "training"
     elapsed_before = _resume(state, folder, config)
@@ -266,7 +265,6 @@ def train(config: TrainConfig) -> checkpoint.Manifest:
     with bar:
         while state.update < config.num_updates:
             generator = torch.Generator().manual_seed((config.seed << 32) + state.update)
-            torch.manual_seed((config.seed << 32) + state.update)  # dropout has no generator
             loss = loss_of(policy, batches.draw(state.update), config, generator)
             state.optimizer.param_groups[0]["lr"] = _learning_rate(state.update, config)
             state.optimizer.zero_grad()

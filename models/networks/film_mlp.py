@@ -20,13 +20,11 @@ class FilmMlpConfig:
         horizon: actions in a chunk.
         action_dim: numbers in an action.
         observation_dim: numbers in a flattened observation history.
-        instruction_dim: numbers in a sentence embedding.
+        instruction_dim: numbers in a projected instruction.
         width: of the residual stream.
         num_blocks: residual blocks.
         condition_dim: width of the condition features.
-        instruction_features: width of the learned projection of the instruction.
-        instruction_dropout: share of embedding features dropped in training, against
-            memorising the exact wording.
+        instruction_features: width of the learned features of the instruction.
     """
 
     horizon: int
@@ -37,7 +35,6 @@ class FilmMlpConfig:
     num_blocks: int = 3
     condition_dim: int = 256
     instruction_features: int = 64
-    instruction_dropout: float = 0.1
 
 
 def sinusoidal_features(timesteps: Tensor, dim: int) -> Tensor:
@@ -85,10 +82,10 @@ class FilmMlp(nn.Module):
             nn.SiLU(),
             nn.Linear(_TIME_FEATURES, self.film_dim),
         )
-        self.instruction_projection = nn.Sequential(
-            nn.Dropout(config.instruction_dropout),
+        self.instruction_mlp = nn.Sequential(
             nn.Linear(config.instruction_dim, config.instruction_features),
-            nn.LayerNorm(config.instruction_features),
+            nn.SiLU(),
+            nn.Linear(config.instruction_features, config.instruction_features),
         )
         self.null_instruction = nn.Parameter(torch.zeros(config.instruction_features))
         self.condition_mlp = nn.Sequential(
@@ -106,8 +103,8 @@ class FilmMlp(nn.Module):
 
     def condition_part(self, observation: Tensor, instruction: Tensor, drop: Tensor) -> Tensor:
         """[n, observation_dim], [n, instruction_dim], bool [n] → [n, film_dim]."""
-        projected = self.instruction_projection(instruction)
-        kept = torch.where(drop[:, None], self.null_instruction, projected)
+        features = self.instruction_mlp(instruction)
+        kept = torch.where(drop[:, None], self.null_instruction, features)
         out: Tensor = self.condition_mlp(torch.cat([observation, kept], dim=-1))
         return out
 

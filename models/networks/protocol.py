@@ -26,7 +26,7 @@ class DenoisingNetwork(Protocol):
 
         Args:
             observation: float [n, observation_dim], normalised, always used.
-            instruction: float [n, instruction_dim], normalised sentence embeddings.
+            instruction: float [n, instruction_dim], projected sentence embeddings.
             drop: bool [n]; True replaces the instruction by the learned null embedding.
 
         Returns:

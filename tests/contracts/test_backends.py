@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from models.instruction_encoder import INSTRUCTION_DIM
 from models.samplers import draw_noise
 from policy_server.backends.onnx_backend import OnnxBackend
 from policy_server.backends.protocol import BackendSettings
 from policy_server.backends.torch_backend import TorchBackend
-from tests.conftest import TINY_SPEC, make_policy
+from tests.policies import TINY_SPEC, make_policy
 
 SETTINGS = BackendSettings(num_threads=1, max_requests=4)
 BACKENDS = {
@@ -97,7 +98,7 @@ def test_encode_fills_its_slot_alone_with_both_branches(backend, policy):
     rng = np.random.default_rng(3)
     observation = {"state": rng.standard_normal((2, 3)).astype(np.float32)}
     observation["state"].flags.writeable = False  # as it comes from the wire
-    instruction = rng.standard_normal(384).astype(np.float32)
+    instruction = rng.standard_normal(INSTRUCTION_DIM).astype(np.float32)
     before = backend.buffers.conditions.copy()
     backend.encode(1, observation, instruction)
     after = backend.buffers.conditions

@@ -8,7 +8,7 @@ import torch
 
 from models import checkpoint
 from models.checkpoint import CheckpointError, Manifest
-from tests.conftest import make_policy, save_checkpoint
+from tests.policies import make_policy, save_checkpoint
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_a_damaged_file_is_named(folder, damage):
     else:
         content[-1] ^= 1
         path.write_bytes(content if damage == "altered" else content[:-1])
-    with pytest.raises(CheckpointError, match="model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         checkpoint.load(folder)
 
 
@@ -66,7 +66,7 @@ def test_a_manifest_that_makes_no_sense_is_refused(folder, field, value, message
 
 
 def test_a_folder_without_a_checkpoint_says_so(tmp_path):
-    with pytest.raises(CheckpointError, match="manifest.json: not found"):
+    with pytest.raises(CheckpointError, match=r"manifest\.json: not found"):
         checkpoint.load(tmp_path)
 
 

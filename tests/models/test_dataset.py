@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.dataset import Demonstrations, cut_windows
-from tests.conftest import TINY_SPEC
+from tests.policies import TINY_SPEC
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.integers(1, 4), st.integers(1, 9))

@@ -7,9 +7,10 @@ import torch
 from models.grids import make_timesteps
 from models.guidance import branch_rows, network_rows
 from models.guided_step import GuidedStep, x0_conversion
+from models.instruction_encoder import INSTRUCTION_DIM
 from models.sampling import denoise, sample_chunks
 from models.schedules import make_alpha_bar
-from tests.conftest import make_policy
+from tests.policies import make_policy
 
 ALPHA_BAR = make_alpha_bar("cosine", 1000)
 
@@ -114,7 +115,7 @@ def test_a_chunk_is_the_same_alone_and_in_company():
     policy = make_policy()
     rng = np.random.default_rng(0)
     observation = rng.standard_normal((6, 2, 3)).astype(np.float32)
-    instruction = rng.standard_normal((6, 384)).astype(np.float32)
+    instruction = rng.standard_normal((6, INSTRUCTION_DIM)).astype(np.float32)
     together = _sample(policy, observation, instruction, range(6))
     for i in range(6):
         alone = _sample(policy, observation[i : i + 1], instruction[i : i + 1], [i])
@@ -126,7 +127,7 @@ def test_guidance_drops_the_instruction_and_never_the_observation():
     policy = make_policy()
     rng = np.random.default_rng(1)
     observation = rng.standard_normal((1, 2, 3)).astype(np.float32)
-    one, two = rng.standard_normal((2, 1, 384)).astype(np.float32)
+    one, two = rng.standard_normal((2, 1, INSTRUCTION_DIM)).astype(np.float32)
     unconditional = _sample(policy, observation, one, [0], guidance_scale=-1.0)
     np.testing.assert_array_equal(
         unconditional, _sample(policy, observation, two, [0], guidance_scale=-1.0)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from models.instruction_encoder import INSTRUCTION_DIM
 from models.schedules import make_alpha_bar
 from policy_server.backends.protocol import StepBuffers
 from policy_server.cost_model import CostModel
@@ -80,7 +81,7 @@ class World:
         return EngineRequest(
             key=(session, self.next_id),
             observation={"state": np.full((1, 3), value, np.float32)},
-            instruction=np.zeros(384, np.float32),
+            instruction=np.zeros(INSTRUCTION_DIM, np.float32),
             arrived_s=self.clock(),
             deadline_s=self.clock() + budget_s,
             **{**defaults, **fields},

@@ -21,7 +21,7 @@ from client.wire import WireLimits
 from models.grids import make_timesteps
 from models.instruction_encoder import InstructionEncoder
 from models.sampling import sample_chunks
-from tests.conftest import make_policy, save_checkpoint
+from tests.policies import make_policy, save_checkpoint
 
 BUDGET_S = 2.0
 """Far more than is needed: what is tested here is not speed."""

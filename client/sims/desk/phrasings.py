@@ -1,8 +1,11 @@
-"""What people say to the desk robot: training phrasings from a small grammar, and held-out lists.
+"""What people say to the desk robot: training phrasings, and two held-out lists.
 
-`known` phrasings are what the bundled policy is trained on. The `validation` and `unseen` lists
-(`phrasings_*.json`) were written by others, without sight of this grammar: validation is for
-choosing things, unseen for the reported figures only.
+`known` phrasings are what the bundled policy is trained on: a small grammar, and sentences written
+by hand (`phrasings_known.json`). From the latter those were left out that a linear readout of the
+sentence embedding cannot tell from the opposite task's even when fitted to them: negations ("the
+lever shouldn't be up") and some that name both directions ("from right to left"). The `validation`
+and `unseen` lists were written separately, without sight of any of this, and nothing was left out
+of them but sentences that are in `known`: validation is for choosing, unseen for reports only.
 """
 
 from __future__ import annotations
@@ -158,7 +161,6 @@ _VERBS: dict[str, tuple[str, ...]] = {
         "sweep {o} leftward",
         "get {o} over on the left",
         "put {o} on the left-hand side",
-        "push the right side of {o} so that it goes left",
     ),
     "faucet_right": (
         "turn {o} right",
@@ -183,11 +185,12 @@ _VERBS: dict[str, tuple[str, ...]] = {
         "sweep {o} rightward",
         "get {o} over on the right",
         "put {o} on the right-hand side",
-        "push the left side of {o} so that it goes right",
     ),
 }
 
 _FRAMES = (
+    "{v}",
+    "{v}",
     "please {v}",
     "{v}, please",
     "can you {v}?",
@@ -261,22 +264,24 @@ _SENTENCES: dict[str, tuple[str, ...]] = {
 
 
 def known() -> dict[str, list[str]]:
-    """Task → phrasings of the grammar, a few hundred a task.
+    """Task → what the policy is trained on: the grammar, and sentences written by hand.
 
-    Every verb meets every object plainly and in two frames, which differ from pair to pair.
+    In the grammar every verb meets every object once, plainly or in a frame.
     """
+    written = _read("known")
     phrasings: dict[str, list[str]] = {}
     for task in TASKS:
         objects = _OBJECTS[task.split("_")[0]]
         verbs = [verb.format(o=o) for verb, o in product(_VERBS[task], objects)]
-        framed = [
-            frame.format(v=verb)
-            for i, verb in enumerate(verbs)
-            for frame in ("{v}", _FRAMES[i % len(_FRAMES)], _FRAMES[(i + 4) % len(_FRAMES)])
-        ]
+        framed = [_FRAMES[i % len(_FRAMES)].format(v=verb) for i, verb in enumerate(verbs)]
         whole = [sentence.format(o=o) for sentence, o in product(_SENTENCES[task], objects)]
-        phrasings[task] = framed + whole
+        phrasings[task] = framed + whole + written[task]
     return phrasings
+
+
+def _read(name: str) -> dict[str, list[str]]:
+    file = resources.files("client.sims.desk") / f"phrasings_{name}.json"
+    return _check(json.loads(file.read_text("utf-8")), name)
 
 
 def load(name_or_path: str) -> dict[str, list[str]]:
@@ -295,8 +300,7 @@ def load(name_or_path: str) -> dict[str, list[str]]:
     if name_or_path == "known":
         return known()
     if name_or_path in {"validation", "unseen"}:
-        file = resources.files("client.sims.desk") / f"phrasings_{name_or_path}.json"
-        return _check(json.loads(file.read_text("utf-8")), name_or_path)
+        return _read(name_or_path)
     return _check(json.loads(Path(name_or_path).read_text("utf-8")), name_or_path)
 
 

@@ -26,7 +26,7 @@ Drive = Callable[[Desk], npt.NDArray[Any]]
 
 TICKS_PER_FRAME = 4  # 20 frames a second of simulated time
 _AFTER_FRAMES = 10
-_CAPTION_PX = 20
+_CAPTION_PX = 16
 
 
 class Camera:

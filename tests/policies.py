@@ -4,7 +4,7 @@ import torch
 
 from client.specs import ArraySpec, PolicySpec
 from models import checkpoint
-from models.instruction_encoder import INSTRUCTION_DIM, PACKAGE, weights_sha256
+from models.instruction_encoder import PACKAGE, weights_sha256
 from models.networks.film_mlp import FilmMlpConfig
 from models.policy import DiffusionConfig, DiffusionPolicy, observation_dim
 
@@ -28,7 +28,7 @@ def make_policy(prediction_type="sample", spec=TINY_SPEC, seed=0, width=32):
         spec.horizon,
         spec.action_dim,
         observation_dim(spec),
-        INSTRUCTION_DIM,
+        instruction_dim=5,
         width=width,
         num_blocks=2,
         condition_dim=16,
@@ -38,6 +38,7 @@ def make_policy(prediction_type="sample", spec=TINY_SPEC, seed=0, width=32):
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
+        policy.instruction_projection.matrix.normal_(std=0.3)
     return policy.eval()
 
 
