@@ -145,8 +145,9 @@ class Timing:
     """Where the server's time went, in seconds by the server's clock.
 
     Attributes:
-        queue_s: from receipt to the first work on this request.
-        encode_s: encoding the observation, and the instruction if it was not cached.
+        queue_s: from receipt to the first work on the observation; a new instruction is encoded
+            meanwhile, on another thread.
+        encode_s: encoding the observation.
         denoise_s: all network calls of this request.
         total_s: from receipt to the hand-over of the reply; the sum of the others or more.
     """

@@ -1,0 +1,264 @@
+"""What becomes of requests between socket and engine, with a sentence encoder that can be held."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from client import InvalidRequestError, OverloadedError, ServerFaultError
+from client.errors import PolicyError
+from client.messages import (
+    ActionChunk,
+    ActRequest,
+    ErrorReply,
+    Metadata,
+    MetadataReply,
+    MetadataRequest,
+    PingRequest,
+    Pong,
+    SamplingDefaults,
+)
+from client.specs import ArraySpec, PolicySpec
+from policy_server.instruction_cache import InstructionCache
+from policy_server.service import Service
+from tests.policy_server.simulation import CHUNK, World
+
+SPEC = PolicySpec(
+    task="simulated",
+    observation={"state": ArraySpec((1, 3), "float32")},
+    action_names=("a", "b"),
+    action_minimum=(-1.0, -1.0),
+    action_maximum=(1.0, 1.0),
+    horizon=CHUNK[0],
+    obs_steps=1,
+    exec_steps=2,
+    control_period_s=0.01,
+)
+
+
+class Encoder:
+    """Counts its calls, waits while it is held, and fails on demand."""
+
+    def __init__(self):
+        self.free = threading.Event()
+        self.free.set()
+        self.texts = []
+
+    def __call__(self, texts):
+        assert self.free.wait(10)
+        self.texts.extend(texts)
+        if "fail" in texts:
+            raise RuntimeError("secret path")
+        return np.zeros((len(texts), 3), np.float32)
+
+
+class Rig:
+    def __init__(self, **limits):
+        self.world = World()
+        self.encoder = Encoder()
+        self.cache = InstructionCache(self.encoder, **limits)
+        self.replies = []
+        metadata = Metadata(
+            model_id="simulated",
+            spec=SPEC,
+            min_steps=2,
+            max_useful_steps=10,
+            max_steps=1000,
+            defaults=SamplingDefaults(0.5, 0.25, "ddim", "trailing"),
+            limits={"max_waiting": 3},
+            protocol_version=1,
+            backend="simulated",
+            server_version="0",
+        )
+        self.service = Service(
+            self.world.engine,
+            self.cache,
+            metadata,
+            self.world.clock,
+            lambda address, reply: self.replies.append((address, reply)),
+        )
+
+    def act(self, request_id, instruction="known", session="s", **fields):
+        fields = {"budget_s": 1.0, **fields}
+        observation = {"state": np.full((1, 3), 0.25, np.float32)}
+        request = ActRequest(session, request_id, observation, instruction, **fields)
+        self.service.handle(session.encode(), request, self.world.clock())
+
+    def run(self):
+        """Until nothing is left to do."""
+        while self.service.encoding_instructions:
+            self.service.collect_instructions()
+        while self.service.busy:
+            self.service.advance()
+        return self.take()
+
+    def take(self):
+        replies, self.replies = self.replies, []
+        return replies
+
+
+@pytest.fixture
+def rig():
+    rig = Rig()
+    rig.act(1)
+    ((address, chunk),) = rig.run()  # "known" is cached from here on
+    assert address == b"s"
+    assert isinstance(chunk, ActionChunk)
+    yield rig
+    rig.encoder.free.set()
+    rig.cache.close()
+
+
+def test_ping_and_metadata(rig):
+    rig.service.handle(b"x", PingRequest(4), 0.0)
+    rig.service.handle(b"x", MetadataRequest(5), 0.0)
+    (pong, metadata) = rig.take()
+    assert pong == (b"x", Pong(4))
+    assert isinstance(metadata[1], MetadataReply)
+    assert metadata[1].metadata.spec == SPEC
+
+
+def test_defaults_are_filled_in_and_echoed(rig):
+    rig.act(2)
+    rig.act(3, session="t", guidance_scale=-1.0, eta=0.0, seed=7)
+    first, second = (reply for _, reply in rig.run())
+    assert (first.guidance_scale, first.eta) == (0.5, 0.25)
+    assert (second.guidance_scale, second.eta, second.seed) == (-1.0, 0.0, 7)
+
+
+def test_two_requests_without_a_seed_get_different_noise(rig):
+    rig.act(2)
+    rig.act(3, session="t")
+    seeds = [reply.seed for _, reply in rig.run()]
+    assert seeds[0] != seeds[1]
+
+
+def test_a_new_instruction_delays_nobody_else(rig):
+    rig.encoder.free.clear()
+    rig.act(2, "never heard of", session="slow")
+    rig.act(3, "known", session="quick")
+    while rig.service.busy:
+        rig.service.advance()
+    ((address, _),) = rig.take()
+    assert address == b"quick"
+    assert not rig.service.idle
+    rig.encoder.free.set()
+    ((address, chunk),) = rig.run()
+    assert address == b"slow"
+    assert isinstance(chunk, ActionChunk)
+    assert rig.service.idle
+
+
+def test_an_instruction_is_encoded_once(rig):
+    rig.act(2, "new", session="a")
+    rig.act(2, "new", session="b")
+    assert len(rig.run()) == 2
+    rig.act(3, "new", session="a")
+    assert len(rig.run()) == 1
+    assert rig.encoder.texts.count("new") == 1
+
+
+def test_time_spent_encoding_counts_against_the_budget(rig):
+    rig.encoder.free.clear()
+    rig.act(2, "new", budget_s=0.05)
+    rig.world.clock.now_s += 0.06
+    rig.encoder.free.set()
+    ((_, reply),) = rig.run()
+    assert reply.code == "deadline"
+
+
+@pytest.mark.parametrize("second", ["new", "known"])
+def test_a_newer_request_supersedes_one_that_waits_for_its_instruction(rig, second):
+    rig.encoder.free.clear()
+    rig.act(2, "new")
+    rig.act(3, second)
+    rig.encoder.free.set()
+    replies = [reply for _, reply in rig.run()]
+    assert [(r.request_id, type(r)) for r in replies] == [(2, ErrorReply), (3, ActionChunk)]
+    assert replies[0].code == "superseded"
+
+
+def test_a_failure_of_the_encoder_is_told_without_its_details(rig):
+    rig.act(2, "fail")
+    ((_, reply),) = rig.run()
+    assert reply.code == ServerFaultError.code
+    assert reply.request_id == 2
+    assert "secret" not in reply.message
+    rig.act(3)
+    assert isinstance(rig.run()[0][1], ActionChunk)
+
+
+def test_requests_that_wait_for_an_instruction_are_bounded(rig):
+    rig.encoder.free.clear()
+    for i in range(3):
+        rig.act(9, "new", session=f"s{i}")
+    with pytest.raises(OverloadedError, match="queue: 3"):
+        rig.act(9, "new", session="one more")
+    rig.encoder.free.set()
+    assert len(rig.run()) == 3
+
+
+def test_new_instructions_are_bounded():
+    rig = Rig(max_pending=1)
+    rig.encoder.free.clear()
+    rig.act(1, "one", session="a")
+    with pytest.raises(OverloadedError, match="new instructions"):
+        rig.act(1, "two", session="b")
+    rig.encoder.free.set()
+    assert len(rig.run()) == 1
+    rig.cache.close()
+
+
+def test_the_cache_forgets_what_was_used_longest_ago():
+    rig = Rig(max_cached=2)
+    for number, text in enumerate(["a", "b", "a", "c", "a", "b"], 1):
+        rig.act(number, text)
+        rig.run()
+    assert rig.encoder.texts == ["a", "b", "c", "b"]
+    rig.cache.close()
+
+
+def test_an_id_that_is_in_use_is_refused(rig):
+    rig.act(2)
+    with pytest.raises(InvalidRequestError, match="request_id: 2"):
+        rig.act(2)
+    assert len(rig.run()) == 1
+
+
+def test_draining_answers_everybody(rig):
+    rig.act(2, session="served")
+    rig.service.advance()  # in service
+    rig.act(3, session="waiting")
+    rig.encoder.free.clear()
+    rig.act(4, "new", session="encoding")
+    rig.service.drain()
+    with pytest.raises(OverloadedError, match="shutting down"):
+        rig.act(5, session="late")
+    while not rig.service.idle:
+        rig.service.advance()
+    replies = dict(rig.take())
+    assert isinstance(replies[b"served"], ActionChunk)
+    for address in (b"waiting", b"encoding"):
+        assert replies[address].code == "overloaded"
+    rig.encoder.free.set()
+
+
+def test_a_model_that_raises_costs_one_request(rig):
+    rig.act(2, session="a")
+    rig.act(3, session="b")
+    rig.world.backend.poison = RuntimeError("boom")
+    rig.service.advance()
+    with pytest.raises(RuntimeError):
+        rig.service.advance()
+    rig.service.fail(ServerFaultError("the model failed"))
+    rig.world.backend.poison = None
+    codes = [reply.code if isinstance(reply, ErrorReply) else "chunk" for _, reply in rig.run()]
+    assert codes == ["server_fault", "chunk"]
+
+
+def test_errors_of_a_bad_request_leave_nothing_behind(rig):
+    with pytest.raises(PolicyError):
+        rig.act(2, num_steps=1001)
+    assert rig.service.idle
+    rig.act(2)
+    assert len(rig.run()) == 1
