@@ -16,6 +16,7 @@ help:
 	@echo "make clean         remove the environment and everything that was made here"
 
 $(VENV)/demo.stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("needs Python 3.11 or newer: make PYTHON=python3.11 …")'
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing (some minutes the first time) …"
 	$(PIP) install -c constraints.txt -e ".[bench]"
@@ -46,6 +47,7 @@ desk: $(VENV)/demo.stamp
 	$(BIN)/python -m client.sims.desk record --out runs/desk.npz --episodes 3000 --seed 1
 	$(BIN)/python -m models train --demos runs/desk.npz --out runs/desk
 	$(BIN)/python -m benchmarks tune runs/desk
+	cp runs/desk/manifest.json runs/desk/model.safetensors models/pretrained/desk/
 
 clean:
 	rm -rf $(VENV) demo runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -14,6 +14,7 @@ from benchmarks.deadlines import DeadlinesConfig
 from benchmarks.film import FilmConfig
 from benchmarks.success import SuccessConfig
 from benchmarks.tune import TuneConfig
+from client import PolicyError
 
 
 def main() -> None:
@@ -47,7 +48,7 @@ def main() -> None:
                 success.main(config)
             case TuneConfig():
                 tune.main(config)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, PolicyError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted")

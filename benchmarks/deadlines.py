@@ -22,12 +22,13 @@ from tqdm import tqdm
 
 from benchmarks import results
 from benchmarks.server_process import running_server
-from benchmarks.statistics import p99, quantile
+from benchmarks.statistics import p99, quantile, wilson_interval
 from client import ControlLoop, PolicyClient
 from client.loop_stats import LoopStats, RequestRecord
 from client.sims.desk import phrasings as desk_phrasings
 from client.sims.desk.robot import DeskRobot, sample_pool
 from client.sims.desk.spec import TASKS
+from client.specs import PolicySpec
 from models import checkpoint
 
 Background = Literal["idle", "busy"]
@@ -89,6 +90,12 @@ def load_on_all_cores(background: Background) -> Iterator[None]:
         yield
 
 
+def _warm_up(policy: PolicyClient, spec: PolicySpec) -> None:
+    """One answer that is not counted: whatever was asked before this case is over after it."""
+    zeros = {name: np.zeros(array.shape, array.dtype) for name, array in spec.observation.items()}
+    policy.act(zeros, "warm up", budget_s=10.0, num_steps=1, timeout_s=20.0)
+
+
 def drive(
     case: _Case, config: DeadlinesConfig, address: str, robot: DeskRobot, rng: random.Random
 ) -> tuple[LoopStats, list[str]]:
@@ -97,6 +104,7 @@ def drive(
     outcomes: list[str] = []
     with PolicyClient(address) as policy:
         metadata = policy.metadata(timeout_s=10.0)
+        _warm_up(policy, metadata.spec)
         loop = ControlLoop(
             robot,
             policy,
@@ -143,6 +151,8 @@ def summarise(
         "miss_rate": stats.miss_rate,
         "control_ticks": stats.control_ticks,
         "starved": stats.starved,
+        "waiting": stats.waiting,
+        "skipped": stats.skipped,
         "overruns": stats.overruns,
         "rejected": stats.rejected,
         "latency_p50_s": quantile(latencies, 0.5),
@@ -151,14 +161,13 @@ def summarise(
         "staleness_p50_s": quantile(staleness, 0.5),
         "episodes": len(ends),
         "success_rate": ends.count("asked") / len(ends) if ends else None,
+        "success_interval": wilson_interval(ends.count("asked"), len(ends)) if ends else None,
         "opposite_rate": ends.count("opposite") / len(ends) if ends else None,
     }
 
 
-def run(
-    config: DeadlinesConfig, console: Console
-) -> tuple[list[dict[str, Any]], dict[_Case, list[RequestRecord]]]:
-    """Measure every case, in random order; print each row as it is done."""
+def run(config: DeadlinesConfig, console: Console) -> list[dict[str, Any]]:
+    """Measure every case, in random order; what is done is written after each."""
     manifest = checkpoint.read_manifest(config.checkpoint)
     most = manifest.diffusion.num_timesteps
     for count in config.num_steps:
@@ -187,10 +196,20 @@ def run(
                 bar.set_postfix_str(f"{case.num_steps} steps, {case.background}")
                 with load_on_all_cores(case.background):
                     stats, ends = drive(case, config, server.address, robot, rng)
+                if server.process.poll() is not None:
+                    msg = f"the server ended while it was measured with {case}"
+                    raise RuntimeError(msg)
                 rows[case] = summarise(case, config, served, stats, ends)
                 records[case] = list(stats.requests)
+                done = [one for one in cases if one in rows]
+                results.write_results(
+                    config.out, "deadlines", vars(config), [rows[one] for one in done]
+                )
+                write_requests(
+                    config.out / "deadlines_requests.csv", {one: records[one] for one in done}
+                )
                 bar.update(round(config.duration_s))
-    return [rows[case] for case in cases], {case: records[case] for case in cases}
+    return [rows[case] for case in cases]
 
 
 def write_requests(path: Path, records: dict[_Case, list[RequestRecord]]) -> None:
@@ -274,45 +293,62 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
                         linestyle="none",
                         label=f"auto, {background}",
                     )
+        known = [row for row in fixed if row["success_interval"] is not None]
+        panels[2].fill_between(
+            [row["num_steps"] for row in known],
+            *([100 * row["success_interval"][end] for row in known] for end in (0, 1)),
+            color=color,
+            alpha=0.12,
+            label=f"95% interval, {background}",
+        )
         worst = [1e3 * row["latency_max_s"] if row["latency_max_s"] else np.nan for row in fixed]
         steps = [row["num_steps"] for row in fixed]
         panels[0].plot(steps, worst, color=color, linestyle=":", label=f"slowest, {background}")
     budget_ms = 1e3 * rows[0]["budget_s"]
     panels[0].axhline(budget_ms, color="black", linestyle="--", label=f"budget {budget_ms:g} ms")
-    panels[0].set(yscale="log", ylabel="latency from when due, ms", title="latency (median)")
+    panels[0].set(
+        yscale="log",
+        ylabel="latency from when due, ms",
+        title="latency of answered requests (median)",
+    )
     panels[1].set(ylabel="missed requests, %", ylim=(-4, 104), title="deadline misses")
     panels[2].set(ylabel="episodes, %", ylim=(-4, 104), title="task success")
     for panel in panels:
         panel.set(xscale="log", xlabel="denoising steps")
         panel.grid(alpha=0.3)
     panels[0].legend(fontsize=7)
+    panels[2].legend(fontsize=7, loc="lower left")
     figure.savefig(path, dpi=130)
 
 
 def main(config: DeadlinesConfig) -> None:
     """Measure, print the table, write results, raw samples and the plot."""
     console = results.console()
-    rows, records = run(config, console)
-    path = results.write_results(config.out, "deadlines", vars(config), rows)
-    write_requests(config.out / "deadlines_requests.csv", records)
+    rows = run(config, console)
     plot(rows, config.out / "deadlines.png")
     console.print(table_of(rows))
-    console.print(f"wrote {path}, deadlines_requests.csv and deadlines.png beside it")
+    console.print(f"wrote deadlines.json, deadlines_requests.csv and deadlines.png to {config.out}")
 
 
-def recorded_conditions(path: Path) -> list[tuple[float, int]]:
+def recorded_conditions(path: Path, background: Background) -> list[tuple[float, int]]:
     """(latency in seconds, steps) of every "auto" request of a recording; inf if not answered.
 
     Args:
         path: a deadlines_requests.csv.
+        background: beside which they were measured.
 
     Raises:
         ValueError: it has no such request.
     """
     with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["num_steps_asked"] == "auto"]
+        rows = [
+            row
+            for row in csv.DictReader(file)
+            if (row["num_steps_asked"], row["background"]) == ("auto", background)
+            and row["outcome"] != "abandoned"
+        ]
     if not rows:
-        msg = f"{path}: expected requests with num_steps_asked = auto, found none"
+        msg = f"{path}: expected {background} requests with num_steps_asked = auto, found none"
         raise ValueError(msg)
     return [
         (float(row["latency_s"]), int(row["num_steps"])) if row["latency_s"] else (float("inf"), 1)

@@ -14,11 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from client.action_buffer import ActionBuffer
+from client.errors import ServerFaultError
 from client.history import ObservationHistory
 from client.sims.desk.simulation import Desk
 from client.sims.desk.spec import DESK_SPEC, TASKS
 
 MAX_AT_ONCE = 100
+_EPISODE_STREAM = 0xE15
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,12 @@ class _Episode:
             if due_s <= latest_s:
                 self.buffer.add(actions, t_obs_s)
         self.pending = [answer for answer in self.pending if answer[0] > latest_s]
-        action = self.buffer.action_at(self.now_s)
-        if action is None:
-            action = np.array([0, 0, 0, self.grip], np.float32)
+        due = self.buffer.action_at(self.now_s)
+        hold = np.array([0, 0, 0, self.grip], np.float32)
+        try:
+            action = hold if due is None else DESK_SPEC.validate_action(due)
+        except ServerFaultError:  # as the control loop does: it never reaches the robot
+            action = hold
         self.grip = float(action[3])
         self.desk.step(action)
 
@@ -179,7 +184,7 @@ def make_specs(
         seed: different seeds share no start and no draw.
         phrasings: task → what people say.
     """
-    root = np.random.SeedSequence(seed)
+    root = np.random.SeedSequence((seed, _EPISODE_STREAM))
     specs = []
     for child, index in zip(
         root.spawn(episodes_per_task * len(TASKS)),

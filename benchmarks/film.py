@@ -36,8 +36,7 @@ class FilmConfig:
         out: a .gif or .png file.
         checkpoint: folder of the policy; the bundled one if not given.
         num_steps: denoising steps of every answer.
-        seed: of the start and the noise. The desk is not reset between instructions but for where
-            the robot stands.
+        seed: of the starts, a new one for each instruction.
     """
 
     out: Path

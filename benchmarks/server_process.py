@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import queue
+import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 READY_WITHIN_S = 120.0
 STOPPED_WITHIN_S = 10.0
+_LAST_LINES = 8
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,6 @@ def running_server(
     checkpoint: Path,
     *options: str,
     bind: str = "tcp://127.0.0.1:*",
-    log: IO[str] | None = None,
 ) -> Iterator[ServerProcess]:
     """Start a server, wait for its `ready` line, stop it at the end.
 
@@ -44,40 +45,45 @@ def running_server(
         checkpoint: folder it serves.
         options: further ones of `python -m policy_server`.
         bind: a free port if not given.
-        log: where its stderr goes; discarded if not given.
 
     Raises:
         RuntimeError: it ended, or was not ready within two minutes; with what it wrote last.
     """
+    log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the process
     command = [sys.executable, "-m", "policy_server", "--checkpoint", str(checkpoint)]
     process = subprocess.Popen(
         [*command, "--bind", bind, *options],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL if log is None else log,
+        stderr=log,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
         start_new_session=True,  # Ctrl-C is for us; we stop it in order
     )
     try:
-        line = _first_line(process, command)
+        line = _first_line(process)
+        if not line.startswith("ready "):
+            process.kill()
+            process.wait()
+            log.seek(0)
+            last = "".join(log.readlines()[-_LAST_LINES:])
+            msg = f"the server did not become ready: {shlex.join(command)}\n{last}"
+            raise RuntimeError(msg)
         yield ServerProcess(line.split()[1], process)
     finally:
         _stop(process)
+        log.close()
 
 
-def _first_line(process: subprocess.Popen[str], command: Sequence[str]) -> str:
+def _first_line(process: subprocess.Popen[str]) -> str:
+    """What it writes first; empty if it ends, or writes nothing in time."""
     lines: queue.Queue[str] = queue.Queue()
     assert process.stdout is not None
     stdout = process.stdout
     threading.Thread(target=lambda: lines.put(stdout.readline()), daemon=True).start()
     try:
-        line = lines.get(timeout=READY_WITHIN_S)
+        return lines.get(timeout=READY_WITHIN_S)
     except queue.Empty:
-        line = ""
-    if not line.startswith("ready "):
-        msg = f"the server did not become ready; see its log: {' '.join(command)}"
-        raise RuntimeError(msg)
-    return line
+        return ""
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

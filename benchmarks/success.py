@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ class SuccessConfig:
         delay_ms: every answer comes this late.
         replay: a deadlines_requests.csv; delay and step count of every answer are then drawn from
             its "auto" requests, and num_steps and delay_ms have no effect.
+        replay_background: beside which those requests were measured.
         out: folder of success.json.
     """
 
@@ -53,6 +54,7 @@ class SuccessConfig:
     phrasings: str = "known"
     delay_ms: float = 0.0
     replay: Path | None = None
+    replay_background: Literal["idle", "busy"] = "busy"
     out: Path = Path("results")
 
     def __post_init__(self) -> None:
@@ -125,7 +127,7 @@ def run(config: SuccessConfig) -> list[dict[str, Any]]:
     )
     recorded = [(config.delay_ms / 1e3, config.num_steps)]
     if config.replay is not None:
-        recorded = recorded_conditions(config.replay)
+        recorded = recorded_conditions(config.replay, config.replay_background)
 
     def conditions(rng: np.random.Generator) -> Conditions:
         return Conditions(*recorded[int(rng.integers(len(recorded)))])
@@ -157,7 +159,7 @@ def main(config: SuccessConfig) -> None:
     rows = run(config)
     how = f"{config.num_steps} steps, {config.delay_ms:g} ms delay"
     if config.replay is not None:
-        how = f"steps and delays of {config.replay}"
+        how = f"steps and delays of {config.replay}, {config.replay_background}"
     title = f"w = {config.guidance_scale:g}, {config.phrasings} phrasings, {how}"
     results.console().print(success_table(rows, title))
     path = results.write_results(config.out, "success", vars(config), rows)

@@ -57,11 +57,12 @@ class ActionBuffer:
             self.discarded += 1
             return False
         self._actions = np.array(actions)
+        self._actions.flags.writeable = False
         self._t_obs_s = t_obs_s
         return True
 
     def action_at(self, now_s: float) -> npt.NDArray[Any] | None:
-        """The action that is due at `now_s`, [action_dim]; None if there is none.
+        """The action that is due at `now_s`, [action_dim], read-only; None if there is none.
 
         The nearest is taken, so that ticks that jitter by less than half a period neither skip an
         action nor get one twice.

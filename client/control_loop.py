@@ -264,9 +264,6 @@ class ControlLoop:
 
     def _take(self, asked: _Asked, chunk: Chunk) -> None:
         record = asked.record
-        record.latency_s = chunk.latency_s
-        record.num_steps = chunk.num_steps
-        record.nfe = chunk.nfe
         if asked.episode == self._episode:
             try:
                 taken = self._buffer.add(chunk.actions, asked.t_obs_s)
@@ -276,13 +273,16 @@ class ControlLoop:
                 return
             if taken:
                 self._executing = asked
+        record.latency_s = chunk.latency_s
+        record.num_steps = chunk.num_steps
+        record.nfe = chunk.nfe
         self._settle(record, "late" if chunk.late else "on_time")
 
     def _settle_error(self, record: RequestRecord, error: PolicyError, episode: int) -> None:
         record.error = str(error)
         outcome: Outcome
         match error:
-            case SupersededError() if episode != self._episode:
+            case SupersededError() if episode != self._episode and not self._is_over(record):
                 outcome = "abandoned"
             case CannotServeError() | InvalidRequestError():
                 outcome = "refused"
@@ -291,6 +291,9 @@ class ControlLoop:
             case _:
                 outcome = "fault"
         self._settle(record, outcome)
+
+    def _is_over(self, record: RequestRecord) -> bool:
+        return self._clock() > record.due_s + self._budget_s
 
     def _settle(self, record: RequestRecord, outcome: Outcome) -> None:
         self.stats.settle(record, outcome)

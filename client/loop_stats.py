@@ -20,7 +20,7 @@ class RequestRecord:
         request_id: None if it was never sent.
         outcome: *on_time* or *late* by the client's clock; *refused* by the server or before
             sending; *lost*: no answer, or never asked since the loop itself was held up; *fault* of
-            the server; *abandoned*: given up by the server because a newer episode had begun.
+            the server; *abandoned*: given up within its budget because a newer episode had begun.
         latency_s: from due_s to the arrival of the answer; None without an answer.
         num_steps: denoising steps of the answer.
         nfe: network rows of the answer.

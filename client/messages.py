@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from client.errors import DeadlineError, InvalidRequestError, PolicyError, from_wire
 from client.field_checks import (
+    MAX_INTEGER,
     boolean,
     integer,
     number,
@@ -38,7 +39,9 @@ def _callers_fault(request_id: object) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        known = request_id if type(request_id) is int and request_id >= 0 else None
+        known = None
+        if isinstance(request_id, int) and 0 <= request_id <= MAX_INTEGER:
+            known = int(request_id)
         raise InvalidRequestError(str(error), request_id=known) from None
 
 
@@ -202,6 +205,8 @@ class ActionChunk:
                 f"got {self.actions.dtype.name} {self.actions.shape}"
             )
             raise ValueError(msg)
+        if not np.isfinite(self.actions).all():
+            raise ValueError("actions: expected finite numbers, got NaN or infinity")
         text("model_id", self.model_id, MAX_NAME_BYTES)
         checked: dict[str, Any] = {
             "request_id": integer("request_id", self.request_id, 0),

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from client.errors import InvalidRequestError, PolicyError, ProtocolError
-from client.field_checks import integer, shown, text
+from client.field_checks import MAX_INTEGER, integer, shown, text
 from client.messages import (
     MAX_DIMENSIONS,
     MAX_NAME_BYTES,
@@ -139,7 +139,7 @@ def decode(frames: Sequence[Frame], limits: WireLimits = REPLY_LIMITS) -> Messag
     """
     header = _unpack(frames, limits)
     given_id = header.get("request_id")
-    request_id = given_id if type(given_id) is int and given_id >= 0 else None
+    request_id = given_id if type(given_id) is int and 0 <= given_id <= MAX_INTEGER else None
     version = header.get("protocol")
     if version != PROTOCOL_VERSION or isinstance(version, bool):
         msg = (

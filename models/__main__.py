@@ -43,8 +43,8 @@ def main() -> None:
     try:
         match command:
             case TrainConfig():
-                train(command)
-                sys.stderr.write(f"wrote {command.out}\n")
+                manifest = train(command)
+                sys.stderr.write(f"{command.out} holds {manifest.model_id}\n")
             case Export():
                 manifest, policy = checkpoint.load(command.checkpoint)
                 export_onnx(policy, command.checkpoint / checkpoint.ONNX)

@@ -97,7 +97,16 @@ class Manifest:
     files: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check what the planner relies on."""
+        """Check what the planner and the server rely on."""
+        if self.guided_input != "instruction":
+            msg = f"manifest: guided_input: expected 'instruction', got {self.guided_input!r}"
+            raise ValueError(msg)
+        if set(self.instruction_encoder) != {"package", "sha256"}:
+            msg = (
+                "manifest: instruction_encoder: expected package and sha256, "
+                f"got {self.instruction_encoder}"
+            )
+            raise ValueError(msg)
         if not 1 <= self.min_steps <= self.max_useful_steps <= self.diffusion.num_timesteps:
             msg = (
                 "manifest: expected 1 <= min_steps <= max_useful_steps <= "
@@ -119,6 +128,9 @@ class Manifest:
             ValueError, TypeError, KeyError: not a manifest of this format.
         """
         fields = json.loads(text)
+        if not isinstance(fields, dict):
+            msg = f"expected a JSON object, got {type(fields).__name__}"
+            raise ValueError(msg)
         found = fields.pop("format", None)
         if found != FORMAT:
             msg = f"format: expected {FORMAT}, got {found!r}"

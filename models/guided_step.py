@@ -119,6 +119,8 @@ class GuidedStep(nn.Module):
         # (1 + w)·cond − w·uncond, written so that equal rows give cond bit for bit
         guided = cond + guidance_scale[:, None, None] * (cond - uncond)
         p, q = conversion[timesteps][:, :, None, None].unbind(1)
-        x0 = (p * x_t + q * guided).clamp(-self.clip, self.clip)
+        unclipped = p * x_t + q * guided
+        # 0·inf is NaN: without it a clipped infinity would look like a sound full-speed action
+        x0 = unclipped.clamp(-self.clip, self.clip) + 0 * unclipped
         a, b, c, d = coefficients[:, :, None, None].unbind(1)
         return a * x_t + b * x0 + c * x0_prev + d * noise, x0

@@ -20,8 +20,6 @@ from models.networks.film_mlp import FilmMlp, FilmMlpConfig
 from models.normalizer import Normalizer
 from models.schedules import ScheduleName, make_alpha_bar
 
-NetworkConfig = FilmMlpConfig
-
 
 @dataclass(frozen=True)
 class DiffusionConfig:
@@ -58,7 +56,7 @@ class DiffusionPolicy(nn.Module):
     action_maximum: Tensor
 
     def __init__(
-        self, spec: PolicySpec, network: NetworkConfig, diffusion: DiffusionConfig
+        self, spec: PolicySpec, network: FilmMlpConfig, diffusion: DiffusionConfig
     ) -> None:
         super().__init__()
         self.spec = spec

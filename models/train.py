@@ -8,11 +8,13 @@ interrupted and resumed ends with the very same weights.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import shlex
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,9 @@ from models.instruction_encoder import (
 )
 from models.networks.film_mlp import FilmMlpConfig
 from models.policy import DiffusionConfig, DiffusionPolicy, observation_dim
+
+UNTUNED_STEPS = 10
+"""Step count of a checkpoint that has not been measured."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +249,7 @@ def train(config: TrainConfig) -> checkpoint.Manifest:
         ValueError: `out` holds a run with another configuration.
     """
     started = time.monotonic()
-    # bf16 products, float32 sums and weights: twice as fast where the processor has them
+    # lets the processor multiply in bf16 where it can; weights and sums stay in float32
     torch.set_float32_matmul_precision("medium")
     demos = Demonstrations.load(config.demos)
     torch.manual_seed(config.seed)
@@ -258,9 +263,12 @@ def train(config: TrainConfig) -> checkpoint.Manifest:
     batches = Batches(demos, phrasings, policy, config)
     state = _TrainingState(policy, config)
     folder = config.out / "training"
-    elapsed_before = _resume(state, folder, config)
+    identity = _comparable(config, phrasings)
+    elapsed_before = _resume(state, folder, identity)
+    if state.update == config.num_updates and (config.out / checkpoint.MANIFEST).exists():
+        return checkpoint.read_manifest(config.out)  # finished before; nothing is written again
 
-    losses: list[float] = []
+    losses: deque[float] = deque(maxlen=1000)
     bar = tqdm(total=config.num_updates, initial=state.update, desc="training", unit="update")
     with bar:
         while state.update < config.num_updates:
@@ -276,11 +284,12 @@ def train(config: TrainConfig) -> checkpoint.Manifest:
             losses.append(loss.item())
             bar.update()
             if state.update % 100 == 0:
-                bar.set_postfix(loss=f"{np.mean(losses[-100:]):.4f}")
+                bar.set_postfix(loss=f"{np.mean(losses):.4f}")
             if state.update % config.save_every == 0:
                 _save_run(state, folder, elapsed_before + time.monotonic() - started)
 
     elapsed_s = elapsed_before + time.monotonic() - started
+    _save_run(state, folder, elapsed_s)
     policy.load_state_dict(state.ema)
     manifest = checkpoint.Manifest(
         model_id=f"{spec.task}-{network.width}x{network.num_blocks}-seed{config.seed}",
@@ -288,43 +297,48 @@ def train(config: TrainConfig) -> checkpoint.Manifest:
         network=network,
         diffusion=diffusion,
         defaults=checkpoint.SamplingDefaults(),
-        min_steps=1,
-        max_useful_steps=10,
+        # nothing is known of fewer steps before `python -m benchmarks tune` has measured them
+        min_steps=UNTUNED_STEPS,
+        max_useful_steps=UNTUNED_STEPS,
         instruction_encoder={"package": PACKAGE, "sha256": weights_sha256()},
         command=shlex.join(["python", "-m", "models", *sys.argv[1:]]),
         training={
-            **_comparable(config),
+            **identity,
             "episodes": len(demos.task),
             "windows": len(demos.state),
-            "loss_last_1000": float(np.mean(losses[-1000:])) if losses else None,
+            "loss_last": float(np.mean(losses)) if losses else None,
             "elapsed_s": round(elapsed_s, 1),
             "threads": torch.get_num_threads(),
         },
     )
-    manifest = checkpoint.save(config.out, manifest, policy.eval())
-    _save_run(state, folder, elapsed_s)
-    return manifest
+    return checkpoint.save(config.out, manifest, policy.eval())
 
 
-def _comparable(config: TrainConfig) -> dict[str, object]:
-    """The configuration without where files lie, as JSON types."""
+def _comparable(config: TrainConfig, phrasings: Mapping[str, list[str]]) -> dict[str, object]:
+    """What a run depends on, as JSON types: two runs that agree in it end with equal weights."""
     fields = dataclasses.asdict(config)
     del fields["out"], fields["save_every"]
-    return {**fields, "demos": config.demos.name}
+    words = json.dumps(phrasings).encode()
+    return {
+        **fields,
+        "demos": config.demos.name,
+        "demos_sha256": checkpoint.file_sha256(config.demos),
+        "phrasings_sha256": hashlib.sha256(words).hexdigest(),
+    }
 
 
-def _resume(state: _TrainingState, folder: Path, config: TrainConfig) -> float:
+def _resume(state: _TrainingState, folder: Path, identity: Mapping[str, object]) -> float:
     """Load an interrupted run's state if there is one; return the seconds it had used."""
     run = folder / "run.json"
     if not run.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        run.write_text(json.dumps({"config": _comparable(config), "elapsed_s": 0.0}))
+        _write_run(folder, identity, 0.0)
         return 0.0
     recorded = json.loads(run.read_text())
-    if recorded["config"] != _comparable(config):
+    if recorded["config"] != identity:
         changed = {
             key: (recorded["config"].get(key), value)
-            for key, value in _comparable(config).items()
+            for key, value in identity.items()
             if recorded["config"].get(key) != value
         }
         msg = (
@@ -340,4 +354,10 @@ def _resume(state: _TrainingState, folder: Path, config: TrainConfig) -> float:
 def _save_run(state: _TrainingState, folder: Path, elapsed_s: float) -> None:
     state.save(folder / "state.safetensors")
     run = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps({**run, "elapsed_s": elapsed_s}))
+    _write_run(folder, run["config"], elapsed_s)
+
+
+def _write_run(folder: Path, identity: Mapping[str, object], elapsed_s: float) -> None:
+    partial = folder / "run.json.partial"
+    partial.write_text(json.dumps({"config": identity, "elapsed_s": elapsed_s}))
+    partial.replace(folder / "run.json")

@@ -24,18 +24,20 @@ class DurationQuantile:
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=_LONG)
+        self._last: deque[float] = deque(maxlen=_SHORT)
+        self._high_s = _UNKNOWN_S
         self._count = 0
         self.estimate_s = _UNKNOWN_S
 
     def observe(self, duration_s: float) -> None:
         """Take in one measured duration."""
         self._recent.append(duration_s)
+        self._last.append(duration_s)
         self._count += 1
         if self._count % _REFRESH_EVERY == 0 or self._count < _LONG:
             ordered = sorted(self._recent)
-            long = ordered[min(int(_QUANTILE * len(ordered)), len(ordered) - 1)]
-            last = sorted(list(self._recent)[-_SHORT:])
-            self.estimate_s = max(long, last[len(last) // 2])
+            self._high_s = ordered[min(int(_QUANTILE * len(ordered)), len(ordered) - 1)]
+        self.estimate_s = max(self._high_s, sorted(self._last)[len(self._last) // 2])
 
 
 class CostModel:
@@ -43,7 +45,7 @@ class CostModel:
 
     Attributes:
         encode: conditioning of one request (both branches).
-        finish: from the last denoising call to the reply being handed to the socket.
+        finish: from the last denoising call to the reply.
     """
 
     def __init__(self) -> None:
@@ -52,5 +54,5 @@ class CostModel:
         self.finish = DurationQuantile()
 
     def call(self, network_rows: int) -> DurationQuantile:
-        """Duration of one backend call, the engine's own share included, by network rows."""
+        """From the end of one step to the end of the next, by network rows of the step."""
         return self._call[network_rows]

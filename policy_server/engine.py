@@ -99,6 +99,11 @@ class Refusal:
 Outcome = Answer | Refusal
 
 
+def _is_patient(request: EngineRequest) -> bool:
+    """Whether it is answered however late: a fixed step count, or best effort."""
+    return request.num_steps is not None or request.best_effort
+
+
 @dataclass
 class _InService:
     """The request whose steps are being executed."""
@@ -107,6 +112,7 @@ class _InService:
     plan: Plan
     started_s: float
     encoded_s: float
+    stepped_s: float
     position: int = 0
     executed: list[int] = field(default_factory=list)
 
@@ -144,44 +150,59 @@ class Engine:
         """Admit a request, or refuse it at once.
 
         Returns:
-            Refusals: of this request if it cannot be served, and of an older waiting request of
-            the same session, which this one supersedes.
+            Refusals: of this request if it cannot be served; of an older waiting request of the
+            same session, which this one supersedes if it is admitted; and of requests whose time
+            has run out meanwhile.
         """
-        refused = [
-            Refusal(old, SupersededError(SUPERSEDED))
-            for old in self._waiting
-            if old.key[0] == request.key[0]
-        ]
-        self._waiting = [old for old in self._waiting if old.key[0] != request.key[0]]
-        error = self._reason_to_refuse(request)
+        refused = self._refuse_expired()
+        session, request_id = request.key
+        if any(w.key[0] == session and w.key[1] > request_id for w in self._waiting):
+            return [*refused, Refusal(request, SupersededError(SUPERSEDED))]
+        older = [waiting for waiting in self._waiting if waiting.key[0] == session]
+        others = [waiting for waiting in self._waiting if waiting.key[0] != session]
+        error = self._reason_to_refuse(request, others)
         if error is not None:
             return [*refused, Refusal(request, error)]
-        self._waiting.append(request)
-        self._waiting.sort(key=lambda waiting: waiting.deadline_s)
-        return refused
+        self._waiting = sorted([*others, request], key=lambda waiting: waiting.deadline_s)
+        return [*refused, *(Refusal(old, SupersededError(SUPERSEDED)) for old in older)]
 
-    def _reason_to_refuse(self, request: EngineRequest) -> PolicyError | None:
-        if len(self._waiting) >= self._max_waiting:
+    def _reason_to_refuse(
+        self, request: EngineRequest, others: list[EngineRequest]
+    ) -> PolicyError | None:
+        if len(others) >= self._max_waiting:
             return OverloadedError(
                 f"queue: {self._max_waiting} requests are waiting already; send fewer or slower"
             )
-        if request.num_steps is not None or request.best_effort:
+        if _is_patient(request):
             return None
-        now_s = self._clock()
-        ahead_s = self._time_ahead_s(request)
-        finish_s = now_s + ahead_s + self._fewest_steps_s(request)
+        ahead_s = self._time_ahead_s(request, others)
+        finish_s = self._clock() + ahead_s + self._fewest_steps_s(request)
         return None if finish_s <= request.deadline_s else self._deadline_error(request, finish_s)
+
+    def _refuse_expired(self) -> list[Refusal]:
+        """Refuse what waits and could not even have `min_steps` any more if it were next."""
+        now_s = self._clock()
+        refusals = []
+        for waiting in [w for w in self._waiting if not _is_patient(w)]:
+            finish_s = now_s + self._fewest_steps_s(waiting)
+            if finish_s > waiting.deadline_s:
+                self._waiting.remove(waiting)
+                refusals.append(Refusal(waiting, self._deadline_error(waiting, finish_s)))
+        return refusals
 
     def _fewest_steps_s(self, request: EngineRequest) -> float:
         return self._planner.service_s(
             request.num_steps or self._planner.steps.min_steps, request.network_rows
         )
 
-    def _time_ahead_s(self, request: EngineRequest) -> float:
-        """Least time that the request in service and earlier deadlines will take."""
+    def _time_ahead_s(self, request: EngineRequest, others: list[EngineRequest]) -> float:
+        """Least time that the request in service and earlier deadlines will take.
+
+        `_time_for` keeps this promise: whoever is in service leaves that much to those waiting.
+        """
         ahead_s = sum(
             self._fewest_steps_s(waiting)
-            for waiting in self._waiting
+            for waiting in others
             if waiting.deadline_s <= request.deadline_s
         )
         current = self._in_service
@@ -192,20 +213,38 @@ class Engine:
             ahead_s += self._planner.remaining_s(steps, current.request.network_rows)
         return ahead_s
 
+    def _time_for(self, request: EngineRequest, now_s: float) -> float:
+        """How long the request in service may take: to its deadline, less what others must have.
+
+        Everybody who waits was promised `min_steps` in time, so the request in service is planned
+        to end early enough that they can have them, in the order of their deadlines.
+        """
+        until_s = request.deadline_s
+        needed_s = 0.0
+        for waiting in self._waiting:
+            needed_s += self._fewest_steps_s(waiting)
+            if not _is_patient(waiting):
+                until_s = min(until_s, waiting.deadline_s - needed_s)
+        return until_s - now_s
+
     def _deadline_error(self, request: EngineRequest, finish_s: float) -> DeadlineError:
         steps = self._planner.steps.min_steps
         soonest_s = finish_s - request.arrived_s
         budget_s = request.deadline_s - request.arrived_s
         return DeadlineError(
-            f"cannot meet deadline: {steps} steps would take {soonest_s * 1e3:.1f} ms, "
-            f"{budget_s * 1e3:.1f} ms were left; allow more time or set best_effort",
+            f"cannot meet deadline: {steps} steps would be done {soonest_s * 1e3:.1f} ms after "
+            f"arrival, the budget is {budget_s * 1e3:.1f} ms; allow more or set best_effort",
             soonest_s=soonest_s,
         )
 
     def advance(self) -> list[Outcome]:
         """Do one piece of work and return what it brought to an end."""
+        refused = self._refuse_expired()
+        if refused:
+            return [*refused]
         if self._in_service is None:
-            return self._begin()
+            self._begin()
+            return []
         return self._step(self._in_service)
 
     def fail(self, error: ServerFaultError) -> list[Refusal]:
@@ -218,16 +257,12 @@ class Engine:
         waiting, self._waiting = self._waiting, []
         return [Refusal(request, OverloadedError(SHUTTING_DOWN)) for request in waiting]
 
-    def _begin(self) -> list[Outcome]:
+    def _begin(self) -> None:
         """Take the most urgent waiting request into service and encode its condition."""
         if not self._waiting:
-            return []
+            return
         request = self._taken = self._waiting.pop(0)
         started_s = self._clock()
-        if request.num_steps is None and not request.best_effort:
-            finish_s = started_s + self._fewest_steps_s(request)
-            if finish_s > request.deadline_s:
-                return [Refusal(request, self._deadline_error(request, finish_s))]
         buffers = self._backend.buffers
         self._backend.encode(0, request.observation, request.instruction)
         buffers.lay_out(np.array([request.guidance_scale], np.float32), np.array([0]))
@@ -238,18 +273,16 @@ class Engine:
         self._cost.encode.observe(encoded_s - started_s)
         steps = request.num_steps
         if steps is None:
-            time_s = request.deadline_s - encoded_s
+            time_s = self._time_for(request, encoded_s)
             steps = self._planner.elastic_steps(time_s, request.network_rows, executed=0)
         plan = self._planner.plan(steps, last - 1, request.eta)
-        self._in_service = _InService(request, plan, started_s, encoded_s)
-        return []
+        self._in_service = _InService(request, plan, started_s, encoded_s, encoded_s)
 
     def _step(self, current: _InService) -> list[Outcome]:
         """One denoising step of the request in service; answers it after its last one."""
         request, buffers = current.request, self._backend.buffers
-        begun_s = self._clock()
         if request.num_steps is None:
-            self._plan_again(current, request.deadline_s - begun_s)
+            self._plan_again(current, self._time_for(request, self._clock()))
         timestep = int(current.plan.timesteps[current.position])
         coefficients = current.plan.coefficients[current.position]
         buffers.timesteps[0] = timestep
@@ -261,11 +294,15 @@ class Engine:
         buffers.x0_prev[0] = buffers.x0[0]
         current.executed.append(timestep)
         current.position += 1
-        self._cost.call(request.network_rows).observe(self._clock() - begun_s)
+        now_s = self._clock()
+        # from the end of the call before: what lies between two calls is part of a step's price
+        self._cost.call(request.network_rows).observe(now_s - current.stepped_s)
+        current.stepped_s = now_s
         if current.steps_left:
             return []
-        self._in_service = None
-        return [self._finish(current)]
+        outcome = self._finish(current)
+        self._taken = self._in_service = None
+        return [outcome]
 
     def _plan_again(self, current: _InService, time_s: float) -> None:
         """Stretch or shorten what is left of an elastic request to the time that is left."""

@@ -67,6 +67,12 @@ class InstructionCache:
             raise OverloadedError(msg)
         self._pending[instruction] = self._worker.submit(lambda: self._encode([instruction])[0])
 
+    def forget(self, instruction: str) -> None:
+        """Nobody waits for it any more; it is not embedded unless that has begun."""
+        future = self._pending.get(instruction)
+        if future is not None and future.cancel():
+            del self._pending[instruction]
+
     def collect(self) -> dict[str, BaseException | None]:
         """Texts that are done since the last call, each with the error it failed with, if any."""
         done = {text: future for text, future in self._pending.items() if future.done()}

@@ -75,7 +75,8 @@ class Planner:
     def affordable_steps(self, time_s: float, network_rows: int) -> int:
         """Steps of an encoded request that fit into `time_s`, its reply included; may be ≤ 0."""
         cost = self._cost
-        return math.floor((time_s - cost.finish.estimate_s) / cost.call(network_rows).estimate_s)
+        steps = (time_s - cost.finish.estimate_s) / cost.call(network_rows).estimate_s
+        return math.floor(max(min(steps, self.steps.max_steps), -1))
 
     def elastic_steps(self, time_s: float, network_rows: int, executed: int) -> int:
         """Steps still to do for an encoded elastic request.

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 _IDLE_POLL_MS = 100
 _ENCODING_POLL_MS = 1
 _MESSAGES_PER_CALL = 64
+_RECEIVE_HIGH_WATER_MARK = 16
 _DRAIN_LINGER_MS = 500
 
 
@@ -33,6 +34,8 @@ class Reactor:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
+        # messages that one client may have waiting here before its own socket holds them back
+        self._socket.setsockopt(zmq.RCVHWM, _RECEIVE_HIGH_WATER_MARK)
         self._socket.setsockopt(zmq.MAXMSGSIZE, limits.max_frame_bytes)
 
     def bind(self, address: str) -> str:
@@ -78,12 +81,8 @@ class Reactor:
         """Take in what has arrived, then make at most one network call."""
         if self._socket.poll(wait_ms, zmq.POLLIN):
             self._receive(service)
-        try:
-            service.collect_instructions()
-            service.advance()
-        except Exception as error:  # the boundary: a model that fails costs one request
-            log.exception("the model failed")
-            service.fail(ServerFaultError(f"the model failed: {type(error).__name__}"))
+        service.collect_instructions()
+        service.advance()
 
     def _receive(self, service: Service) -> None:
         for _ in range(_MESSAGES_PER_CALL):
@@ -108,6 +107,10 @@ class Reactor:
             if error.request_id is None:
                 error.request_id = request_id
             self.send(address, ErrorReply.from_error(error))
+        except Exception as error:  # the boundary: a bug in here costs one request
+            log.exception("request %s could not be handled", request_id)
+            fault = ServerFaultError(f"internal: {type(error).__name__}", request_id=request_id)
+            self.send(address, ErrorReply.from_error(fault))
 
     def close(self) -> None:
         """Flush replies for a moment, then close."""

@@ -26,7 +26,7 @@ from policy_server.backends.onnx_backend import OnnxBackend
 from policy_server.backends.protocol import Backend, BackendSettings
 from policy_server.backends.torch_backend import TorchBackend
 from policy_server.cost_model import CostModel
-from policy_server.engine import Engine, EngineRequest
+from policy_server.engine import Engine, EngineRequest, Refusal
 from policy_server.instruction_cache import InstructionCache
 from policy_server.planner import Planner, StepRange
 from policy_server.reactor import Reactor
@@ -35,6 +35,8 @@ from policy_server.service import Service
 log = logging.getLogger(__name__)
 
 BackendName = Literal["auto", "onnx", "torch"]
+MAX_GUIDANCE_SCALE = 100.0
+"""Far beyond what is of use; what is larger yet would only meet the clipping bound."""
 _CALIBRATION_REQUESTS = 16
 _CALIBRATION_STEPS = 10
 
@@ -76,10 +78,10 @@ def make_backend(
         name: see `ServerConfig.backend`.
         policy: in evaluation mode.
         settings: threads and rows.
-        folder: checkpoint folder; its model.onnx is used if there is one.
+        folder: checkpoint folder; its model.onnx is used if the manifest names it.
     """
-    exported = folder / checkpoint.ONNX
-    model = exported if exported.exists() else None
+    listed = checkpoint.ONNX in checkpoint.read_manifest(folder).files
+    model = folder / checkpoint.ONNX if listed else None
     match name:
         case "torch":
             return TorchBackend(policy, settings)
@@ -115,7 +117,7 @@ def calibrate(engine: Engine, manifest: Manifest, clock: Callable[[], float]) ->
                 observation=observation,
                 instruction=np.zeros(INSTRUCTION_DIM, np.float32),
                 arrived_s=clock(),
-                deadline_s=clock(),
+                deadline_s=clock(),  # late in any case; a fixed count is answered all the same
                 num_steps=_CALIBRATION_STEPS,
                 guidance_scale=w,
                 eta=1.0,
@@ -124,7 +126,10 @@ def calibrate(engine: Engine, manifest: Manifest, clock: Callable[[], float]) ->
             )
             engine.submit(request)
             while engine.busy:
-                engine.advance()
+                for outcome in engine.advance():
+                    if isinstance(outcome, Refusal):
+                        msg = f"{manifest.model_id}: cannot be served: {outcome.error}"
+                        raise CheckpointError(msg)
 
 
 def make_service(
@@ -170,7 +175,11 @@ def make_service(
             manifest.defaults.sampler,
             manifest.defaults.grid,
         ),
-        limits={**vars(limits), "max_waiting": config.max_waiting},
+        limits={
+            **vars(limits),
+            "max_waiting": config.max_waiting,
+            "max_guidance_scale": MAX_GUIDANCE_SCALE,
+        },
         protocol_version=wire.PROTOCOL_VERSION,
         backend=backend.name,
         server_version=version("policy_server"),

@@ -6,9 +6,12 @@ the policy's specification, has instructions embedded, and words the replies.
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import numpy as np
 
 from client.errors import (
     InvalidRequestError,
@@ -37,9 +40,12 @@ from policy_server.engine import (
     Engine,
     EngineRequest,
     Outcome,
+    Refusal,
     RequestKey,
 )
 from policy_server.instruction_cache import Embedding, InstructionCache
+
+log = logging.getLogger(__name__)
 
 Address = bytes
 """Where a reply goes; opaque here."""
@@ -125,17 +131,37 @@ class Service:
         if request.num_steps is not None and request.num_steps > most:
             msg = f"num_steps: expected 1..{most} (T of this policy), got {request.num_steps}"
             raise InvalidRequestError(msg)
-        for older in [k for k in self._awaiting if k[0] == request.session_id]:
-            self._refuse(self._awaiting.pop(older), SupersededError(SUPERSEDED))
+        limit = self._metadata.limits["max_guidance_scale"]
+        if request.guidance_scale is not None and abs(request.guidance_scale) > limit:
+            msg = f"guidance_scale: expected −{limit:g}..{limit:g}, got {request.guidance_scale:g}"
+            raise InvalidRequestError(msg)
         embedding = self._instructions.get(request.instruction)
-        if embedding is not None:
+        if embedding is None:
+            self._await_embedding(asked)
+        else:
+            self._supersede_awaiting(key)
             self._submit(asked, embedding)
-            return
-        if len(self._awaiting) >= self._metadata.limits["max_waiting"]:
-            msg = f"queue: {len(self._awaiting)} requests wait for their instruction's encoding"
+
+    def _await_embedding(self, asked: _Asked) -> None:
+        request = asked.request
+        key = (request.session_id, request.request_id)
+        others = sum(session != request.session_id for session, _ in self._awaiting)
+        if others >= self._metadata.limits["max_waiting"]:
+            msg = f"queue: {others} requests wait for their instruction's encoding already"
             raise OverloadedError(msg)
+        self._supersede_awaiting(key)
         self._instructions.ask(request.instruction)
         self._awaiting[key] = asked
+
+    def _supersede_awaiting(self, newer: RequestKey) -> None:
+        """Refuse what the same session asked before and is not yet encoded."""
+        for key in [k for k in self._awaiting if k[0] == newer[0]]:
+            old = self._awaiting.pop(key)
+            self._refuse(old, SupersededError(SUPERSEDED))
+            if all(
+                a.request.instruction != old.request.instruction for a in self._awaiting.values()
+            ):
+                self._instructions.forget(old.request.instruction)
 
     def _refuse(self, asked: _Asked, error: PolicyError) -> None:
         error.request_id = asked.request.request_id
@@ -172,7 +198,8 @@ class Service:
             arrived_s=asked.arrived_s,
             deadline_s=asked.arrived_s + request.budget_s,
             num_steps=request.num_steps,
-            guidance_scale=_or(request.guidance_scale, defaults.guidance_scale),
+            # as the network sees it, so that the number of rows follows from the same value
+            guidance_scale=float(np.float32(_or(request.guidance_scale, defaults.guidance_scale))),
             eta=_or(request.eta, defaults.eta),
             seed=secrets.randbits(63) if request.seed is None else request.seed,
             best_effort=request.best_effort,
@@ -181,14 +208,18 @@ class Service:
             self._answer(refusal)
 
     def advance(self) -> None:
-        """Have the engine do one piece of work, and send what came out of it."""
-        for outcome in self._engine.advance():
-            self._answer(outcome)
+        """Have the engine do one piece of work, and send what came out of it.
 
-    def fail(self, error: ServerFaultError) -> None:
-        """Answer the request that `advance` raised on with an error; the others go on."""
-        for refusal in self._engine.fail(error):
-            self._answer(refusal)
+        A model that fails costs the request that it failed on, and nobody else's.
+        """
+        try:
+            outcomes = self._engine.advance()
+        except Exception as error:  # the boundary to the model
+            log.exception("the model failed")
+            fault = ServerFaultError(f"the model failed: {type(error).__name__}")
+            outcomes = [*self._engine.fail(fault)]
+        for outcome in outcomes:
+            self._answer(outcome)
 
     def drain(self) -> None:
         """Take no new requests and refuse those that wait; what is in service is finished."""
@@ -201,12 +232,13 @@ class Service:
 
     def _answer(self, outcome: Outcome) -> None:
         key = outcome.request.key
-        address = self._addresses.pop(key)
-        if isinstance(outcome, Answer):
-            self._reply(address, self._chunk(outcome))
-        else:
-            outcome.error.request_id = key[1]
-            self._reply(address, ErrorReply.from_error(outcome.error))
+        reply: Reply
+        try:
+            reply = self._chunk(outcome) if isinstance(outcome, Answer) else _told(outcome)
+        except ValueError as error:  # what the model made is not an answer
+            log.exception("request %s: unusable answer", key[1])
+            reply = ErrorReply.from_error(ServerFaultError(str(error), request_id=key[1]))
+        self._reply(self._addresses.pop(key), reply)
 
     def _chunk(self, answer: Answer) -> ActionChunk:
         request = answer.request
@@ -228,6 +260,11 @@ class Service:
                 total_s=self._clock() - request.arrived_s,
             ),
         )
+
+
+def _told(refusal: Refusal) -> ErrorReply:
+    refusal.error.request_id = refusal.request.key[1]
+    return ErrorReply.from_error(refusal.error)
 
 
 def _or(given: float | None, default: float) -> float:

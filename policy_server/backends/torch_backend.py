@@ -14,7 +14,7 @@ from policy_server.backends.protocol import BackendSettings, StepBuffers
 
 
 class TorchBackend:
-    """See `protocol.Backend`. Arrays are shared with the buffers, never copied."""
+    """See `protocol.Backend`. Inputs are views of the buffers; torch allocates its own outputs."""
 
     name = "torch"
 

@@ -288,7 +288,6 @@ def test_a_server_that_is_gone_and_comes_back() -> None:
 @pytest.mark.parametrize(
     "actions",
     [
-        np.full((10, 2), np.nan, np.float32),
         np.zeros((9, 2), np.float32),
         np.zeros((10, 3), np.float32),
     ],

@@ -56,7 +56,11 @@ ACTION_CHUNKS = st.lists(st.integers(0, 999), min_size=1, max_size=1000).flatmap
     lambda timesteps: st.builds(
         ActionChunk,
         request_id=IDS,
-        actions=hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2)),
+        actions=hnp.arrays(
+            np.float32,
+            hnp.array_shapes(min_dims=2, max_dims=2),
+            elements=st.floats(width=32, allow_nan=False, allow_infinity=False),
+        ),
         num_steps=st.just(len(timesteps)),
         timesteps=st.just(tuple(timesteps)),
         nfe=IDS,
@@ -458,3 +462,36 @@ def test_mutated_bytes_never_raise_anything_else(message: Message, data: st.Data
 @given(st.lists(st.binary(max_size=200), max_size=4))
 def test_noise_never_raises_anything_else(frames: list[bytes]) -> None:
     decodes_or_policy_error(frames)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_actions_that_are_not_finite_are_never_a_chunk(bad: float) -> None:
+    """Neither can a server say them, nor does a client take them from one that does."""
+    actions = np.zeros((4, 2), np.float32)
+    fields = {
+        "request_id": 1,
+        "num_steps": 1,
+        "timesteps": (0,),
+        "nfe": 1,
+        "deadline_met": True,
+        "model_id": "m",
+        "guidance_scale": 0.0,
+        "eta": 0.0,
+        "seed": 0,
+        "timing": Timing(0.0, 0.0, 0.0, 0.0),
+    }
+    frames = wire.encode(ActionChunk(actions=actions, **fields))
+    actions[1, 1] = bad
+    with pytest.raises(ValueError, match="actions: expected finite"):
+        ActionChunk(actions=actions, **fields)
+    with pytest.raises(ProtocolError, match="actions: expected finite"):
+        wire.decode([frames[0], actions.tobytes()])
+
+
+@pytest.mark.parametrize("protocol", [1, 2])
+@pytest.mark.parametrize("request_id", [2**63, 2**64 - 1])
+def test_every_error_of_decoding_can_be_replied(protocol: int, request_id: int) -> None:
+    header = {"protocol": protocol, "type": "ping", "request_id": request_id}
+    with pytest.raises(PolicyError) as caught:
+        wire.decode([msgpack.packb(header)])
+    assert ErrorReply.from_error(caught.value).request_id is None

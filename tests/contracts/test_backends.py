@@ -83,13 +83,17 @@ def test_a_row_is_the_same_alone_and_in_company(backend):
         np.testing.assert_allclose(buffers.x_prev[0], together[i], atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("w", [0.0, 1.0])
-def test_a_row_that_is_not_finite_stays_so_and_spoils_no_other(backend, w):
-    requests, network_rows = fill(backend, [w, w])
+@pytest.mark.parametrize("w", [0.0, 1.0, 3e38])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e38])
+@pytest.mark.parametrize("branch", ["both", "conditional"])
+def test_a_row_that_is_not_finite_stays_so_and_spoils_no_other(backend, w, bad, branch):
+    if w != 3e38 and bad == 1e38:
+        pytest.skip("finite, and stays so")
+    requests, network_rows = fill(backend, [w, 0.5])
     slot = backend.buffers.condition_of[0] // 2
-    backend.buffers.conditions[2 * slot : 2 * slot + 2] = np.nan
+    backend.buffers.conditions[2 * slot : 2 * slot + (2 if branch == "both" else 1)] = bad
     backend.step(requests, network_rows)
-    # a clip that turned NaN into a bound would hand a full-speed action to the robot
+    # a clip that turned it into a bound would hand a full-speed action to the robot
     assert not np.isfinite(backend.buffers.x_prev[0]).any()
     assert np.isfinite(backend.buffers.x_prev[1]).all()
 
@@ -124,12 +128,10 @@ def test_to_actions_undoes_the_normalisation_and_keeps_the_limits(name):
     assert actions.dtype == np.float32
 
 
-def test_steps_allocate_no_new_outputs(backend):
+def test_a_second_call_of_the_same_size_sees_what_was_written_meanwhile(backend):
     requests, network_rows = fill(backend, [1.0])
-    address = backend.buffers.x_prev.ctypes.data
     backend.step(requests, network_rows)
     first = backend.buffers.x_prev[:1].copy()
     backend.buffers.x_t[0] = draw_noise(5, 0, backend.buffers.x_t[0].shape)
     backend.step(requests, network_rows)
-    assert backend.buffers.x_prev.ctypes.data == address
     assert not np.array_equal(first, backend.buffers.x_prev[:1])

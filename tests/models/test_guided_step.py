@@ -139,15 +139,18 @@ def test_guidance_drops_the_instruction_and_never_the_observation():
     assert not np.allclose(conditional, _sample(policy, observation, two, [0], guidance_scale=0.0))
 
 
-def test_conditioning_is_separable():
-    """FiLM of (t, condition) is a table entry plus a condition part: the served split is exact."""
+def test_the_served_split_of_the_conditioning_is_exact():
+    """A step with table and condition part equals the network called with all of it at once."""
     policy = make_policy()
-    step = policy.guided_step()
-    t = torch.tensor([0, 17, 999])
-    with torch.inference_mode():
-        np.testing.assert_allclose(
-            step.time_table[t].numpy(), policy.network.time_part(t).numpy(), atol=1e-6
-        )
+    generator = torch.Generator().manual_seed(2)
+    condition = torch.randn(2, policy.network.film_dim, generator=generator)
+    x_t = torch.randn(1, *policy.chunk_shape, generator=generator)
+    for t in (0, 17, 999):
+        with torch.inference_mode():
+            _, x0 = run_step(policy.guided_step(), [0.0], condition, x_t, t=t)
+            film = policy.network.time_part(torch.tensor([t])) + condition[:1]
+            expected = policy.network.denoise(x_t, film).clamp(-1, 1)
+        np.testing.assert_allclose(x0.numpy(), expected.numpy(), atol=1e-6)
 
 
 def test_prediction_types_agree_on_the_same_denoiser():

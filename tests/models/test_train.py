@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from client.sims.desk.spec import DESK_SPEC
 from models import checkpoint, train
@@ -98,6 +99,28 @@ def test_an_interrupted_and_resumed_run_ends_with_the_same_weights(config, tmp_p
     assert whole.keys() == resumed.keys()
     for name, value in whole.items():
         assert torch.equal(value, resumed[name]), name
+
+
+def test_a_finished_run_is_left_alone(config):
+    train.train(config)
+    tuned = dataclasses.replace(checkpoint.read_manifest(config.out), min_steps=4)
+    checkpoint.write_manifest(config.out, tuned)
+    assert train.train(config).min_steps == 4
+
+
+def test_other_demonstrations_under_the_same_name_are_refused(config):
+    train.train(config)
+    content = dict(np.load(config.demos))
+    np.savez(config.demos, **{**content, "action": 2 * content["action"]})
+    with pytest.raises(ValueError, match="demos_sha256"):
+        train.train(config)
+
+
+def test_the_saved_state_holds_the_raw_weights_not_their_average(config):
+    train.train(config)
+    state = load_file(config.out / "training" / "state.safetensors")
+    name = "network.read_in.weight"
+    assert not torch.equal(state[f"policy.{name}"], state[f"ema.{name}"])
 
 
 def test_another_configuration_in_the_same_folder_is_refused(config):

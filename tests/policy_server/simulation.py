@@ -2,7 +2,9 @@
 
 import numpy as np
 
+from models.grids import END
 from models.instruction_encoder import INSTRUCTION_DIM
+from models.samplers import alpha_bar_at, ddim_coefficients, draw_noise
 from models.schedules import make_alpha_bar
 from policy_server.backends.protocol import StepBuffers
 from policy_server.cost_model import CostModel
@@ -22,7 +24,7 @@ class Clock:
 
 
 class SimulatedBackend:
-    """Does the real update with a fixed x0; every call takes `call_s` of simulated time a row."""
+    """Does the real update; every call takes `call_s` of simulated time for each network row."""
 
     name = "simulated"
 
@@ -31,6 +33,11 @@ class SimulatedBackend:
         self.buffers = StepBuffers(1, CHUNK, 3)
         self.calls = []
         self.poison = None
+
+    @staticmethod
+    def denoised(x_t, value):
+        """Depends on the request (value), and through x_t on its seed and all steps before."""
+        return 0.5 * np.tanh(x_t) + value
 
     def encode(self, slot, observation, instruction):
         self.clock.now_s += self.encode_s
@@ -43,7 +50,9 @@ class SimulatedBackend:
             raise self.poison
         buffers = self.buffers
         a, b, _, d = buffers.coefficients[0]
-        x0 = buffers.conditions[0, 0] if self.poison is None else self.poison
+        x0 = self.denoised(buffers.x_t[0], buffers.conditions[0, 0])
+        if self.poison is not None:
+            x0 = np.full_like(x0, self.poison)
         buffers.x0[0] = x0
         with np.errstate(invalid="ignore"):
             buffers.x_prev[0] = a * buffers.x_t[0] + b * x0 + d * buffers.noise[0]
@@ -51,6 +60,18 @@ class SimulatedBackend:
 
     def to_actions(self, x0):
         return x0.copy()
+
+
+def expected_actions(request, timesteps):
+    """What this request must get if these timesteps were executed: a plain loop of its own."""
+    x = draw_noise(request.seed, 1000, CHUNK)
+    for t, t_prev in zip(timesteps, [*timesteps[1:], END], strict=True):
+        a, b, _, d = ddim_coefficients(ALPHA_BAR[t], alpha_bar_at(ALPHA_BAR, t_prev), request.eta)[
+            0
+        ]
+        x0 = SimulatedBackend.denoised(x, request.observation["state"][0, 0])
+        x = a * x + b * x0 + d * draw_noise(request.seed, t, CHUNK)
+    return x
 
 
 class World:
@@ -69,8 +90,9 @@ class World:
                 self.run(self.request(num_steps=10, guidance_scale=w, budget_s=10.0))
         self.backend.calls.clear()
 
-    def request(self, budget_s=0.08, session="robot", value=0.25, **fields):
+    def request(self, budget_s=0.08, session="robot", value=None, **fields):
         self.next_id += 1
+        value = self.next_id / 100 if value is None else value
         defaults = {
             "num_steps": None,
             "guidance_scale": 0.0,

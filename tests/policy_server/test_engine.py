@@ -14,7 +14,7 @@ from client.errors import (
     SupersededError,
 )
 from policy_server.engine import Answer, Refusal
-from tests.policy_server.simulation import CHUNK, World
+from tests.policy_server.simulation import World, expected_actions
 
 LAST_STEP = (0.0, 1.0, 0.0)
 """(a, b, d) of a step that ends at alpha_bar = 1."""
@@ -27,7 +27,9 @@ def check_trajectory(world, answer):
     assert answer.timesteps[0] == 999
     assert all(a > b for a, b in itertools.pairwise(answer.timesteps))
     assert calls[-1][1] == pytest.approx(LAST_STEP, abs=1e-7)
-    np.testing.assert_allclose(answer.actions, np.full(CHUNK, 0.25), atol=1e-6)
+    np.testing.assert_allclose(
+        answer.actions, expected_actions(answer.request, answer.timesteps), atol=1e-5
+    )
 
 
 def test_with_time_to_spare_a_request_gets_all_useful_steps_and_no_more():
@@ -156,6 +158,71 @@ def test_admission_counts_the_work_that_is_ahead():
     assert all(outcome.deadline_met for outcome in world.finish())
 
 
+def test_whoever_is_in_service_leaves_the_others_what_they_were_promised():
+    world = World(min_steps=2, max_useful_steps=40)
+    patient = world.request(budget_s=1.0, session="patient")
+    world.engine.submit(patient)
+    for _ in range(4):  # encoding and three steps
+        world.engine.advance()
+    urgent = world.request(budget_s=0.006, session="urgent")
+    assert world.engine.submit(urgent) == []
+    answers = {outcome.request.key[0]: outcome for outcome in world.finish()}
+    assert answers["urgent"].deadline_met
+    assert len(answers["urgent"].timesteps) >= 2
+    assert len(answers["patient"].timesteps) < 10
+    check_trajectory(world, answers["urgent"])
+
+
+def test_a_waiting_request_is_refused_when_its_time_runs_out_not_when_its_turn_comes():
+    world = World()
+    world.engine.submit(world.request(budget_s=10.0, num_steps=50, session="long"))
+    world.engine.advance()
+    waiting = world.request(budget_s=0.06, session="short")
+    assert world.engine.submit(waiting) == []
+    world.backend.call_s = 0.020
+    outcomes = []
+    while not outcomes:
+        outcomes = world.engine.advance()
+    assert outcomes[0].request is waiting
+    assert isinstance(outcomes[0].error, DeadlineError)
+    assert world.clock() <= waiting.deadline_s + 0.021  # one call
+    (answer,) = world.finish()
+    assert len(answer.timesteps) == 50
+
+
+def test_a_newcomer_that_is_refused_supersedes_nothing():
+    world = World()
+    good = world.request(budget_s=0.08)
+    assert world.engine.submit(good) == []
+    (refusal,) = world.engine.submit(world.request(budget_s=0.001))
+    assert isinstance(refusal.error, DeadlineError)
+    (answer,) = world.finish()
+    assert answer.request is good
+
+
+def test_an_older_request_does_not_supersede_a_newer_one():
+    world = World()
+    older, newer = world.request(), world.request()
+    assert world.engine.submit(newer) == []
+    (refusal,) = world.engine.submit(older)
+    assert refusal.request is older
+    assert isinstance(refusal.error, SupersededError)
+    (answer,) = world.finish()
+    assert answer.request is newer
+
+
+def test_after_an_answer_there_is_nothing_to_give_up():
+    world = World()
+    world.run(world.request())
+    assert world.engine.fail(ServerFaultError("late")) == []
+
+
+def test_a_budget_of_aeons_is_only_a_large_one():
+    world = World()
+    (answer,) = world.run(world.request(budget_s=1e300))
+    assert len(answer.timesteps) == 10
+
+
 def test_a_waiting_request_whose_time_has_run_out_is_refused_not_begun():
     world = World()
     world.engine.submit(world.request(budget_s=0.02, session="a"))
@@ -196,11 +263,13 @@ def test_after_an_exception_the_request_is_given_up_and_the_others_are_served():
 
 def test_same_seed_and_steps_same_chunk_whatever_ran_in_between():
     world = World()
-    requests = [world.request(seed=5, num_steps=7, eta=1.0, session=s) for s in "ab"]
+    requests = [world.request(seed=5, num_steps=7, eta=1.0, session=s, value=0.1) for s in "ab"]
     (one,) = world.run(requests[0])
     world.run(world.request(seed=9, eta=0.5))
     (two,) = world.run(requests[1])
-    np.testing.assert_array_equal(one.actions, two.actions)
+    np.testing.assert_allclose(one.actions, two.actions, atol=1e-6)
+    (other,) = world.run(world.request(seed=6, num_steps=7, eta=1.0, value=0.1))
+    assert not np.allclose(one.actions, other.actions, atol=1e-2)
 
 
 def test_timing_adds_up():
@@ -253,7 +322,9 @@ def test_every_request_gets_exactly_one_outcome_whatever_happens(events):
             steps = outcome.timesteps
             assert steps[0] == 999
             assert all(a > b for a, b in itertools.pairwise(steps))
-            np.testing.assert_allclose(outcome.actions, 0.25, atol=1e-5)
+            np.testing.assert_allclose(
+                outcome.actions, expected_actions(outcome.request, steps), atol=1e-4
+            )
             if outcome.request.num_steps is not None:
                 assert len(steps) == outcome.request.num_steps
             else:

@@ -65,7 +65,7 @@ class Rig:
             max_useful_steps=10,
             max_steps=1000,
             defaults=SamplingDefaults(0.5, 0.25, "ddim", "trailing"),
-            limits={"max_waiting": 3},
+            limits={"max_waiting": 3, "max_guidance_scale": 100.0},
             protocol_version=1,
             backend="simulated",
             server_version="0",
@@ -248,12 +248,44 @@ def test_a_model_that_raises_costs_one_request(rig):
     rig.act(3, session="b")
     rig.world.backend.poison = RuntimeError("boom")
     rig.service.advance()
-    with pytest.raises(RuntimeError):
-        rig.service.advance()
-    rig.service.fail(ServerFaultError("the model failed"))
+    rig.service.advance()
+    ((address, reply),) = rig.take()
+    assert (address, reply.code, reply.request_id) == (b"a", "server_fault", 2)
+    assert "boom" not in reply.message
     rig.world.backend.poison = None
-    codes = [reply.code if isinstance(reply, ErrorReply) else "chunk" for _, reply in rig.run()]
-    assert codes == ["server_fault", "chunk"]
+    ((address, chunk),) = rig.run()
+    assert address == b"b"
+    assert isinstance(chunk, ActionChunk)
+
+
+def test_an_answer_that_is_none_costs_one_request(rig, monkeypatch):
+    to_actions = rig.world.backend.to_actions
+    monkeypatch.setattr(rig.world.backend, "to_actions", lambda x0: to_actions(x0).astype(float))
+    rig.act(2)
+    ((_, reply),) = rig.run()
+    assert (reply.code, reply.request_id) == ("server_fault", 2)
+    monkeypatch.undo()
+    rig.act(3)
+    assert isinstance(rig.run()[0][1], ActionChunk)
+
+
+@pytest.mark.parametrize("w", [100.5, -1e39])
+def test_a_guidance_scale_beyond_all_use_is_refused(rig, w):
+    with pytest.raises(InvalidRequestError, match="guidance_scale: expected"):
+        rig.act(2, guidance_scale=w)
+
+
+def test_a_session_that_changes_its_mind_does_not_fill_the_encoder_s_queue():
+    rig = Rig(max_pending=3)  # what is being encoded, what a wants now, and b
+    rig.encoder.free.clear()
+    for number in range(1, 20):
+        rig.act(number, f"instruction {number}", session="a")
+    rig.act(1, "mine", session="b")
+    rig.encoder.free.set()
+    answered = [reply.request_id for _, reply in rig.run() if isinstance(reply, ActionChunk)]
+    assert sorted(answered) == [1, 19]
+    assert len(rig.encoder.texts) <= 3
+    rig.cache.close()
 
 
 def test_errors_of_a_bad_request_leave_nothing_behind(rig):

@@ -14,6 +14,7 @@ from client.sims.desk.simulation import Desk, DeskStart
 from client.sims.desk.spec import CONTROL_PERIOD_S, DESK_SPEC, Verdict
 
 _TOLERANCE = 1e-6
+_POOL_STREAM = 0x900
 # A tick may be observed up to half a period late (the ticker skips it after that) or, by jitter, a
 # little early; the border between "late" and "the next one" is put where neither comes.
 _EARLY_TICKS = 0.25
@@ -121,7 +122,8 @@ class DeskRobot:
 def sample_pool(tasks: Sequence[str], seed: int) -> list[tuple[DeskStart, str]]:
     """Sample one start for each of `tasks`, each from its own random stream."""
     desk = Desk()
-    streams = np.random.SeedSequence(seed).spawn(len(tasks))
+    # a key of its own: recording spawns from the bare seed, and starts must not be those
+    streams = np.random.SeedSequence((seed, _POOL_STREAM)).spawn(len(tasks))
     return [
         (desk.sample_start(np.random.default_rng(stream)), task)
         for stream, task in zip(streams, tasks, strict=True)
