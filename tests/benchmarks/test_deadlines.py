@@ -142,12 +142,22 @@ def test_the_benchmark_writes_rows_samples_and_a_plot(tmp_path):
     assert by_case[1000, "busy"]["miss_rate"] > by_case["auto", "busy"]["miss_rate"]
     assert by_case[1000, "busy"]["num_steps_min"] in (1000, None)
     assert by_case["auto", "idle"]["miss_rate"] < 0.2
-    recorded = recorded_conditions(tmp_path / "deadlines_requests.csv")
-    autos = [row for row in rows if row["num_steps"] == "auto"]
-    assert len(recorded) >= sum(row["due_requests"] for row in autos)
+    for background in ("idle", "busy"):
+        recorded = recorded_conditions(tmp_path / "deadlines_requests.csv", background)
+        assert len(recorded) == by_case["auto", background]["due_requests"]
     assert (tmp_path / "deadlines.png").stat().st_size > 10_000
-    hogs = subprocess.run(["pgrep", "-f", "while True:"], capture_output=True, check=False)
-    assert hogs.stdout == b""
+
+
+def test_the_hogs_end_with_their_case(monkeypatch):
+    started = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a: started.append(popen(*a)) or started[-1])
+    with deadlines.load_on_all_cores("busy"):
+        assert len(started) == 2
+        assert all(hog.poll() is None for hog in started)
+    assert all(hog.poll() is not None for hog in started)
+    with deadlines.load_on_all_cores("idle"):
+        assert len(started) == 2
 
 
 @pytest.mark.parametrize("count", [0, 1001])
