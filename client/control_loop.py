@@ -62,7 +62,7 @@ class Policy(Protocol):
         ...
 
     def poll(self, timeout_s: float) -> Sequence[Chunk | PolicyError]:
-        """Wait at most so long for answers; not longer than that, and not shorter without any."""
+        """Wait for answers, at most so long; may return up to a millisecond early without any."""
         ...
 
 
@@ -244,7 +244,7 @@ class ControlLoop:
     # ── answers ──────────────────────────────────────────────────────────────────────────────────
 
     def _receive_for(self, duration_s: float) -> None:
-        """The ticker's sleep: answers are taken as they arrive, so that their latency is true."""
+        """The ticker's sleep: answers are taken as they arrive, but for its last `_SLEEP_S`."""
         until_s = self._clock() + duration_s
         while (left_s := until_s - self._clock()) > _SLEEP_S:
             self._receive(left_s - _SLEEP_S / 2)

@@ -107,6 +107,10 @@ class Outstanding:
         """Nobody waits for this request any more."""
         self._sent.pop(request_id, None)
 
+    def is_only(self, request_id: int) -> bool:
+        """Whether this request is outstanding and no other is."""
+        return self._sent.keys() == {request_id}
+
     def next_expiry_s(self) -> float | None:
         """When `expire` will next have something to do; None if nothing is outstanding."""
         return min((s.sent_s + s.timeout_s for s in self._sent.values()), default=None)

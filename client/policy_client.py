@@ -355,13 +355,16 @@ class PolicyClient:
         """The answer to one request, or its error raised; other results stay for `poll`."""
         while True:
             self._collect()
-            mine = [r for r in self._settled if r.request_id in (request_id, None)]
+            mine = [r for r in self._settled if r.request_id == request_id]
+            if not mine and self._outstanding.is_only(request_id):
+                # what cannot be decoded can only be the answer to this one
+                mine = [r for r in self._settled if r.request_id is None]
             if mine:
                 break
             self._wait(_LONGEST_WAIT_MS)  # ends sooner: the request expires
-        self._settled = [r for r in self._settled if r not in mine]
+        result = mine[0]
+        self._settled = [r for r in self._settled if r is not result]
         self._outstanding.forget(request_id)
-        result = next((r for r in mine if r.request_id == request_id), mine[0])
         if isinstance(result, PolicyError):
             raise result
         return cast(T, result)  # Outstanding lets nothing else through

@@ -68,14 +68,14 @@ class TrainConfig:
 
     demos: Path
     out: Path
-    num_updates: int = 15_000
+    num_updates: int = 12_000
     batch_size: int = 256
     draws_per_window: int = 4
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     ema_decay: float = 0.999
     instruction_dropout: float = 0.1
-    instruction_noise: float = 1.0
+    instruction_noise: float = 0.7
     prediction_type: Literal["sample", "v", "epsilon"] = "sample"
     seed: int = 0
     save_every: int = 1_000

@@ -35,7 +35,7 @@ RequestKey = tuple[str, int]
 """(session_id, request_id)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EngineRequest:
     """A valid request with everything resolved that a client may leave open.
 

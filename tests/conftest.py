@@ -1,4 +1,4 @@
-"""Settings for all tests; imports nothing heavy, so that the client's tests need only the client."""
+"""Settings for all tests; imports nothing heavy: the client's tests need only the client."""
 
 from hypothesis import settings
 

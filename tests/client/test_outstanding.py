@@ -143,3 +143,14 @@ def test_a_server_that_claims_more_time_than_passed_does_not_lengthen_budgets() 
     margin = NetworkMargin()
     margin.add(0.01, 99.0)
     assert margin.of(0.08) == 0.0
+
+
+def test_it_knows_whether_a_request_is_the_only_one() -> None:
+    outstanding = Outstanding()
+    outstanding.add(1, Sent(Pong, 0.0, 0.0, 1.0, 1.0))
+    assert outstanding.is_only(1)
+    assert not outstanding.is_only(2)
+    outstanding.add(2, Sent(Pong, 0.0, 0.0, 1.0, 1.0))
+    assert not outstanding.is_only(1)
+    outstanding.forget(2)
+    assert outstanding.is_only(1)

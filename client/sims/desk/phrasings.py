@@ -1,11 +1,13 @@
 """What people say to the desk robot: training phrasings, and two held-out lists.
 
 `known` phrasings are what the bundled policy is trained on: a small grammar, and sentences written
-by hand (`phrasings_known.json`). From the latter those were left out that a linear readout of the
-sentence embedding cannot tell from the opposite task's even when fitted to them: negations ("the
-lever shouldn't be up") and some that name both directions ("from right to left"). The `validation`
-and `unseen` lists were written separately, without sight of any of this, and nothing was left out
-of them but sentences that are in `known`: validation is for choosing, unseen for reports only.
+by hand (`phrasings_known.json`). From both those were left out that a linear readout of the
+sentence embedding cannot safely tell from the opposite task's even when fitted to them: negations
+("the lever shouldn't be up") and some that name both directions ("from right to left").
+
+The `validation` and `unseen` lists were written separately, without sight of any of this, and
+nothing was left out of them but sentences that are in `known`: validation is for choosing, unseen
+for reports only.
 """
 
 from __future__ import annotations
@@ -107,7 +109,6 @@ _VERBS: dict[str, tuple[str, ...]] = {
         "set {o} to its lowest position",
         "lean on {o}",
         "get {o} all the way down",
-        "drive {o} towards the table",
         "flip {o} down",
         "swing {o} down",
         "throw {o} downward",
@@ -130,7 +131,6 @@ _VERBS: dict[str, tuple[str, ...]] = {
         "set {o} to its highest position",
         "get under {o} and lift",
         "get {o} all the way up",
-        "drive {o} away from the table",
         "flip {o} up",
         "swing {o} up",
         "throw {o} upward",
@@ -248,7 +248,6 @@ _SENTENCES: dict[str, tuple[str, ...]] = {
         "I want the water to come out on the left of {o}",
         "left with {o}",
         "the sink on the left needs {o}",
-        "{o} is too far to the right, bring it left",
     ),
     "faucet_right": (
         "{o} should be on the right",
@@ -258,7 +257,6 @@ _SENTENCES: dict[str, tuple[str, ...]] = {
         "I want the water to come out on the right of {o}",
         "right with {o}",
         "the sink on the right needs {o}",
-        "{o} is too far to the left, bring it right",
     ),
 }
 
