@@ -159,6 +159,20 @@ def test_a_malformed_reply_is_a_protocol_error_and_no_crash(
     assert client.ping(timeout_s=PATIENCE_S) > 0
 
 
+def test_what_cannot_be_decoded_is_not_blamed_on_another_request(
+    serve: Callable[..., Server], connect: Callable[..., PolicyClient], answer: Answer
+) -> None:
+    client = connect(serve(with_act(answer, lambda _: [[b"\xc1"]])))
+    client.metadata(timeout_s=PATIENCE_S)
+    request_id = submit(client, timeout_s=0.3)  # its answer, which is garbage, comes first
+    assert client.ping(timeout_s=PATIENCE_S) > 0
+    results = poll_until(client, 2)
+    assert [(type(r), r.request_id) for r in results] == [
+        (ProtocolError, None),
+        (ConnectionLostError, request_id),
+    ]
+
+
 def test_a_reply_of_another_version_names_its_request(
     serve: Callable[..., Server], connect: Callable[..., PolicyClient], answer: Answer
 ) -> None:
