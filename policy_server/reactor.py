@@ -59,9 +59,14 @@ class Reactor:
 
     def send(self, address: bytes, reply: Reply) -> None:
         """Send a reply; a client that is gone or does not read loses it, and nobody waits."""
-        frames = [address, *wire.encode(reply, self._limits)]
         try:
-            self._socket.send_multipart(frames, zmq.DONTWAIT, copy=False)
+            frames = wire.encode(reply, self._limits)
+        except ValueError as error:
+            log.exception("reply to request %s cannot be sent", reply.request_id)
+            fault = ServerFaultError(f"unsendable: {error}", request_id=reply.request_id)
+            frames = wire.encode(ErrorReply.from_error(fault), self._limits)
+        try:
+            self._socket.send_multipart([address, *frames], zmq.DONTWAIT, copy=False)
         except zmq.ZMQError as error:
             log.warning("reply to request %s not sent: %s", reply.request_id, error)
 
