@@ -311,6 +311,7 @@ def test_every_request_gets_exactly_one_outcome_whatever_happens(events):
                 session,
                 num_steps=num_steps,
                 guidance_scale=w,
+                eta=0.7 if w else 0.0,
                 best_effort=best_effort,
             )
         )
