@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from client.sims.desk.render import Camera, caption, film, save_pictures
+from benchmarks.episodes import Sample
+from benchmarks.success import policy_sample
+from client.history import ObservationHistory
+from client.sims.desk.render import Camera, Drive, caption, film, save_pictures
 from client.sims.desk.simulation import Desk
 from client.sims.desk.spec import DESK_SPEC
 from models import checkpoint
-from models.instruction_encoder import InstructionEncoder
-from models.sampling import sample_chunks
 
 INSTRUCTIONS = (
     ("drawer_open", "pull the drawer open, please"),
@@ -48,40 +48,31 @@ class FilmConfig:
 def main(config: FilmConfig) -> None:
     """Play one episode for each instruction and write the pictures."""
     manifest, policy = checkpoint.load(config.checkpoint)
-    encoder = InstructionEncoder()
+    w = manifest.defaults.guidance_scale
+    sample = policy_sample(policy, manifest, w, [words for _, words in INSTRUCTIONS])
     desk = Desk()
     pictures: list[Any] = []
     with Camera(desk, width=320, height=240) as camera:
         for number, (task, words) in enumerate(INSTRUCTIONS):
             desk.reset(desk.sample_start(np.random.default_rng((config.seed, number))))
-            embedding = encoder.encode([words])
-            history: deque[npt.NDArray[np.float32]] = deque(maxlen=DESK_SPEC.obs_steps)
-            chunk: list[npt.NDArray[np.float32]] = []
-
-            def drive(
-                desk: Desk,
-                history: deque[npt.NDArray[np.float32]] = history,
-                chunk: list[npt.NDArray[np.float32]] = chunk,
-                embedding: npt.NDArray[np.float32] = embedding,
-            ) -> npt.NDArray[Any]:
-                state = desk.observation()["state"]
-                history.extend([state] if history else [state] * DESK_SPEC.obs_steps)
-                if desk.ticks % DESK_SPEC.exec_steps == 0:
-                    chunk[:] = sample_chunks(
-                        policy,
-                        {"state": np.stack(history)[None]},
-                        embedding,
-                        num_steps=config.num_steps,
-                        guidance_scale=manifest.defaults.guidance_scale,
-                        eta=manifest.defaults.eta,
-                        grid=manifest.defaults.grid,
-                        seeds=[desk.ticks],
-                    )[0]
-                return chunk[desk.ticks % DESK_SPEC.exec_steps]
-
+            drive = _drive(sample, words, config.num_steps)
             shown = film(desk, camera, task, drive)
             pictures.extend(caption(picture, f"“{words}”") for picture in shown)
             sys.stderr.write(f"{words}: {desk.outcome(task)}\n")
-    config.out.parent.mkdir(parents=True, exist_ok=True)
     save_pictures(config.out, pictures)
     sys.stderr.write(f"wrote {config.out}\n")
+
+
+def _drive(sample: Sample, words: str, num_steps: int) -> Drive:
+    """The policy at the wheel, told `words`; every answer is there at once."""
+    history = ObservationHistory(DESK_SPEC)
+    chunk: list[npt.NDArray[np.float32]] = []
+
+    def drive(desk: Desk) -> npt.NDArray[Any]:
+        history.add(desk.ticks, desk.observation())
+        if desk.ticks % DESK_SPEC.exec_steps == 0:
+            observation = {name: array[None] for name, array in history.stacked().items()}
+            chunk[:] = sample(observation, [words], [desk.ticks], num_steps)[0]
+        return chunk[desk.ticks % DESK_SPEC.exec_steps]
+
+    return drive

@@ -132,9 +132,7 @@ def calibrate(engine: Engine, manifest: Manifest, clock: Callable[[], float]) ->
                         raise CheckpointError(msg)
 
 
-def make_service(
-    config: ServerConfig, reactor: Reactor, limits: wire.WireLimits
-) -> tuple[Service, InstructionCache]:
+def make_service(config: ServerConfig, reactor: Reactor, limits: wire.WireLimits) -> Service:
     """Load, warm up and calibrate everything that stands behind the socket.
 
     Raises:
@@ -169,12 +167,7 @@ def make_service(
         min_steps=steps.min_steps,
         max_useful_steps=steps.max_useful_steps,
         max_steps=steps.max_steps,
-        defaults=SamplingDefaults(
-            manifest.defaults.guidance_scale,
-            manifest.defaults.eta,
-            manifest.defaults.sampler,
-            manifest.defaults.grid,
-        ),
+        defaults=SamplingDefaults(**vars(manifest.defaults)),
         limits={
             **vars(limits),
             "max_waiting": config.max_waiting,
@@ -184,7 +177,7 @@ def make_service(
         backend=backend.name,
         server_version=version("policy_server"),
     )
-    return Service(engine, instructions, metadata, clock, reactor.send), instructions
+    return Service(engine, instructions, metadata, clock, reactor.send)
 
 
 def serve(config: ServerConfig) -> None:
@@ -192,7 +185,7 @@ def serve(config: ServerConfig) -> None:
     limits = wire.DEFAULT_LIMITS
     reactor = Reactor(limits)
     try:
-        service, instructions = make_service(config, reactor, limits)
+        service = make_service(config, reactor, limits)
         stopped: list[int] = []
 
         def stop(number: int, _frame: FrameType | None) -> None:
@@ -206,7 +199,7 @@ def serve(config: ServerConfig) -> None:
         sys.stdout.write(f"ready {address} {service.description}\n")
         sys.stdout.flush()
         reactor.serve(service, lambda: bool(stopped))
-        instructions.close()
+        service.close()
         log.info("stopped by signal %s", stopped[0])
     finally:
         reactor.close()

@@ -230,6 +230,10 @@ class Service:
             _, asked = self._awaiting.popitem()
             self._refuse(asked, OverloadedError(SHUTTING_DOWN))
 
+    def close(self) -> None:
+        """Stop the thread that encodes instructions."""
+        self._instructions.close()
+
     def _answer(self, outcome: Outcome) -> None:
         key = outcome.request.key
         reply: Reply
