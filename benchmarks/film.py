@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.desk_policy import DeskPolicy
 from benchmarks.episodes import Sample
-from benchmarks.success import policy_sample
 from client.history import ObservationHistory
 from client.sims.desk.render import Camera, Drive, caption, film, save_pictures
 from client.sims.desk.simulation import Desk
@@ -47,9 +47,8 @@ class FilmConfig:
 
 def main(config: FilmConfig) -> None:
     """Play one episode for each instruction and write the pictures."""
-    manifest, policy = checkpoint.load(config.checkpoint)
-    w = manifest.defaults.guidance_scale
-    sample = policy_sample(policy, manifest, w, [words for _, words in INSTRUCTIONS])
+    policy = DeskPolicy(config.checkpoint)
+    sample = policy.sample(policy.sampling)
     desk = Desk()
     pictures: list[Any] = []
     with Camera(desk, width=320, height=240) as camera:

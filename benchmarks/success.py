@@ -9,21 +9,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from rich.table import Table
 from tqdm import tqdm
 
 from benchmarks import results
 from benchmarks.deadlines import recorded_conditions
-from benchmarks.episodes import Conditions, EpisodeSpec, Sample, make_specs, play
+from benchmarks.desk_policy import DeskPolicy
+from benchmarks.episodes import Conditions, EpisodeSpec, make_specs, play
 from benchmarks.statistics import wilson_interval
 from client.sims.desk import phrasings as desk_phrasings
 from client.sims.desk.spec import TASKS
 from models import checkpoint
-from models.checkpoint import Manifest
-from models.instruction_encoder import InstructionEncoder
-from models.policy import DiffusionPolicy
-from models.sampling import sample_chunks
 
 OUTCOMES = {"asked": "success", "opposite": "opposite", "other": "other", "timeout": "timeout"}
 
@@ -68,37 +64,6 @@ class SuccessConfig:
             raise ValueError(msg)
 
 
-def policy_sample(
-    policy: DiffusionPolicy, manifest: Manifest, guidance_scale: float, texts: Sequence[str]
-) -> Sample:
-    """The policy as `play` wants it; every text that will be asked is embedded now, once."""
-    encoder = InstructionEncoder()
-    unique = sorted(set(texts))
-    embeddings = np.concatenate(
-        [encoder.encode(unique[i : i + 64]) for i in range(0, len(unique), 64)]
-    )
-    by_text = dict(zip(unique, embeddings, strict=True))
-
-    def sample(
-        observation: Any,  # noqa: ANN401 - see `Sample`
-        instructions: Sequence[str],
-        seeds: Sequence[int],
-        num_steps: int,
-    ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-        return sample_chunks(
-            policy,
-            observation,
-            np.stack([by_text[text] for text in instructions]),
-            num_steps=num_steps,
-            guidance_scale=guidance_scale,
-            eta=manifest.defaults.eta,
-            grid=manifest.defaults.grid,
-            seeds=seeds,
-        )
-
-    return sample
-
-
 def success_rows(specs: Sequence[EpisodeSpec], outcomes: Sequence[str]) -> list[dict[str, Any]]:
     """A row a task and one for all, rates with 95% intervals."""
     rows = []
@@ -115,16 +80,11 @@ def success_rows(specs: Sequence[EpisodeSpec], outcomes: Sequence[str]) -> list[
 
 def run(config: SuccessConfig) -> list[dict[str, Any]]:
     """Play the episodes with a progress bar; return the rows."""
-    manifest, policy = checkpoint.load(config.checkpoint)
-    most = manifest.diffusion.num_timesteps
-    if config.num_steps > most:
-        msg = f"num_steps: expected 1..{most} (T of this policy), got {config.num_steps}"
-        raise ValueError(msg)
-    torch.set_num_threads(1)
+    desk = DeskPolicy(config.checkpoint)
+    desk.sampling(config.num_steps)  # refuses a bad count before anything is played
     specs = make_specs(config.episodes, config.seed, desk_phrasings.load(config.phrasings))
-    sample = policy_sample(
-        policy, manifest, config.guidance_scale, [spec.instruction for spec in specs]
-    )
+    desk.embed([spec.instruction for spec in specs])
+    sample = desk.sample(lambda steps: desk.sampling(steps, config.guidance_scale))
     recorded = [(config.delay_ms / 1e3, config.num_steps)]
     if config.replay is not None:
         recorded = recorded_conditions(config.replay, config.replay_background)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from safetensors.torch import load_file, save_file
 
@@ -20,6 +20,7 @@ from client.specs import PolicySpec
 from models.grids import GridName
 from models.networks.film_mlp import FilmMlpConfig
 from models.policy import DiffusionConfig, DiffusionPolicy
+from models.samplers import SamplerName
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -27,6 +28,9 @@ ONNX = "model.onnx"
 MANIFEST = "manifest.json"
 PRETRAINED = Path(__file__).parent / "pretrained"
 """Checkpoints that ship with the package, by task name."""
+
+
+SERVED_GRIDS: tuple[GridName, ...] = ("trailing", "linspace", "logsnr")
 
 
 class CheckpointError(ValueError):
@@ -47,18 +51,22 @@ class SamplingDefaults:
     guidance_scale: float = 0.0
     eta: float = 0.0
     grid: GridName = "trailing"
-    sampler: str = "ddim"
+    sampler: SamplerName = "ddim"
 
     def __post_init__(self) -> None:
         """Refuse what the server cannot do."""
-        if self.grid not in ("trailing", "linspace"):
+        if self.grid not in SERVED_GRIDS:
             msg = (
-                "defaults.grid: expected 'trailing' or 'linspace' (a served grid starts at T − 1 "
-                f"for any step count), got {self.grid!r}"
+                f"defaults.grid: expected one of {', '.join(SERVED_GRIDS)} (a served grid starts "
+                f"at the same timestep for any step count), got {self.grid!r}"
             )
             raise ValueError(msg)
-        if self.sampler != "ddim":
-            msg = f"defaults.sampler: expected 'ddim', got {self.sampler!r}"
+        if self.sampler not in get_args(SamplerName):
+            expected = ", ".join(get_args(SamplerName))
+            msg = f"defaults.sampler: expected one of {expected}, got {self.sampler!r}"
+            raise ValueError(msg)
+        if not 0 <= self.eta <= 1 or (self.eta and self.sampler != "ddim"):
+            msg = f"defaults.eta: expected 0..1 with ddim, 0 with others, got {self.eta}"
             raise ValueError(msg)
 
 

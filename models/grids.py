@@ -7,12 +7,12 @@ re-planned with more or fewer steps. After the last timestep a sampler always go
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-GridName = Literal["trailing", "linspace", "leading"]
+GridName = Literal["trailing", "linspace", "leading", "logsnr"]
 
 END = -1
 """t_prev of the last step: no timestep, but clean data (alpha_bar = 1)."""
@@ -44,13 +44,57 @@ def leading(num_steps: int, start: int) -> npt.NDArray[np.int64]:
     return np.arange(num_steps - 1, -1, -1, dtype=np.int64) * stride
 
 
-def make_timesteps(grid: GridName, num_steps: int, start: int) -> npt.NDArray[np.int64]:
+LOGSNR_RANGE = (-7.0, 7.0)
+"""log(ab/(1 − ab)) at the ends of the uniform log-SNR grid. Outside it a sample is noise or clean
+within a few per mille; chosen by `python -m benchmarks logsnr` on mixtures that no report uses."""
+
+
+def uniform_logsnr(
+    num_steps: int,
+    start: int,
+    alpha_bar: npt.NDArray[np.float64],
+    ends: tuple[float, float] = LOGSNR_RANGE,
+) -> npt.NDArray[np.int64]:
+    """Equal spacing in log-SNR (Lu et al. 2022, arXiv:2206.00927, §3.4), on integer timesteps.
+
+    Each point takes the nearest timestep that no point before it has taken, so the grid is strictly
+    decreasing for any count.
+
+    Args:
+        num_steps: points.
+        start: timestep of the sample now. A new sample, at T − 1, begins at the noisy end of the
+            range instead, one in mid-flight where it is.
+        alpha_bar: float64 [T].
+        ends: log-SNR of the noisiest and of the cleanest point.
+    """
+    logsnr = np.log(alpha_bar / (1 - alpha_bar))
+    noisy, clean = (int(np.abs(logsnr - end).argmin()) for end in ends)
+    if start == len(alpha_bar) - 1 and num_steps <= noisy + 1:
+        start = noisy
+    clean = min(clean, start)
+    ideal = np.interp(
+        np.linspace(-logsnr[start], -logsnr[clean], num_steps), -logsnr, np.arange(len(logsnr))
+    )
+    free = np.ones(start + 1, bool)
+    for t in ideal:
+        candidates = np.flatnonzero(free)
+        free[candidates[np.abs(candidates - t).argmin()]] = False
+    return np.flatnonzero(~free)[::-1]
+
+
+def make_timesteps(
+    grid: GridName,
+    num_steps: int,
+    alpha_bar: npt.NDArray[np.float64],
+    start: int | None = None,
+) -> npt.NDArray[np.int64]:
     """Timesteps that `num_steps` denoising steps visit, from `start` or below down to >= 0.
 
     Args:
         grid: name of the spacing.
         num_steps: network calls; 1 .. start + 1.
-        start: highest timestep available, T − 1 for a new sample.
+        alpha_bar: float64 [T].
+        start: timestep of a sample in mid-flight; T − 1, a new sample, if not given.
 
     Returns:
         int64 [num_steps], strictly decreasing.
@@ -58,6 +102,8 @@ def make_timesteps(grid: GridName, num_steps: int, start: int) -> npt.NDArray[np
     Raises:
         ValueError: num_steps out of range, or an unknown grid.
     """
+    if start is None:
+        start = len(alpha_bar) - 1
     if not 1 <= num_steps <= start + 1:
         msg = f"num_steps: expected 1..{start + 1} from timestep {start}, got {num_steps}"
         raise ValueError(msg)
@@ -68,6 +114,8 @@ def make_timesteps(grid: GridName, num_steps: int, start: int) -> npt.NDArray[np
             return linspace(num_steps, start)
         case "leading":
             return leading(num_steps, start)
+        case "logsnr":
+            return uniform_logsnr(num_steps, start, alpha_bar)
         case _:
-            msg = f"grid: expected 'trailing', 'linspace' or 'leading', got {grid!r}"
+            msg = f"grid: expected one of {', '.join(get_args(GridName))}, got {grid!r}"
             raise ValueError(msg)

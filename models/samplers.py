@@ -7,10 +7,24 @@ sees the network's raw output, so a clipped x0 cannot meet a stale eps.
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import numpy as np
 import numpy.typing as npt
 
 from models.grids import END
+
+SamplerName = Literal["ddim", "ddpm", "ddpm_beta", "dpmpp_2m"]
+"""`ddpm` has the posterior variance, `ddpm_beta` the larger one of Ho et al. 2020, §3.2."""
+
+
+def _rows(*values: npt.ArrayLike) -> tuple[npt.NDArray[np.float64], ...]:
+    return np.broadcast_arrays(*(np.atleast_1d(np.asarray(value, np.float64)) for value in values))
+
+
+def _check_order(ab_t: npt.NDArray[np.float64], ab_prev: npt.NDArray[np.float64]) -> None:
+    if not (np.all(ab_prev > ab_t) and np.all(ab_t > 0) and np.all(ab_prev <= 1)):
+        raise ValueError("alpha_bar: expected 0 < alpha_bar_t < alpha_bar_prev <= 1")
 
 
 def ddim_coefficients(
@@ -32,19 +46,149 @@ def ddim_coefficients(
     Raises:
         ValueError: alpha_bar_prev is not greater than alpha_bar_t, or eta is outside 0..1.
     """
-    ab_t, ab_prev, eta_ = np.broadcast_arrays(
-        np.atleast_1d(np.asarray(alpha_bar_t, np.float64)),
-        np.atleast_1d(np.asarray(alpha_bar_prev, np.float64)),
-        np.atleast_1d(np.asarray(eta, np.float64)),
-    )
-    if not (np.all(ab_prev > ab_t) and np.all(ab_t > 0) and np.all(ab_prev <= 1)):
-        raise ValueError("alpha_bar: expected 0 < alpha_bar_t < alpha_bar_prev <= 1")
+    ab_t, ab_prev, eta_ = _rows(alpha_bar_t, alpha_bar_prev, eta)
+    _check_order(ab_t, ab_prev)
     if not np.all((eta_ >= 0) & (eta_ <= 1)):
         raise ValueError("eta: expected 0..1")
     sigma = eta_ * np.sqrt((1 - ab_prev) / (1 - ab_t)) * np.sqrt(1 - ab_t / ab_prev)
     a = np.sqrt(np.maximum(1 - ab_prev - sigma**2, 0)) / np.sqrt(1 - ab_t)
     b = np.sqrt(ab_prev) - a * np.sqrt(ab_t)
     return np.stack([a, b, np.zeros_like(a), sigma], axis=-1)
+
+
+def ddpm_coefficients(
+    alpha_bar_t: npt.ArrayLike,
+    alpha_bar_prev: npt.ArrayLike,
+    variance: Literal["posterior", "beta"],
+) -> npt.NDArray[np.float64]:
+    """Coefficients of one ancestral update x_t → x_prev (Ho et al. 2020, arXiv:2006.11239).
+
+    The mean is that of the posterior q(x_prev | x_t, x0), its eq. 7; §3.2 offers two variances.
+    When timesteps are skipped, beta = 1 − ab_t/ab_prev (Nichol & Dhariwal 2021, arXiv:2102.09672, §4).
+
+    Args:
+        alpha_bar_t: float64 [rows], at the current timestep.
+        alpha_bar_prev: float64 [rows], at the next one; 1 on the last step.
+        variance: posterior: (1 − ab_prev)/(1 − ab_t)·beta, right for data at one point;
+            beta: right for data that is standard normal.
+
+    Returns:
+        float64 [rows, 4]: (a, b, c, d); c is 0, and d is 0 on the last step.
+
+    Raises:
+        ValueError: alpha_bar_prev is not greater than alpha_bar_t, or an unknown variance.
+    """
+    ab_t, ab_prev = _rows(alpha_bar_t, alpha_bar_prev)
+    _check_order(ab_t, ab_prev)
+    alpha = ab_t / ab_prev
+    beta = 1 - alpha
+    a = np.sqrt(alpha) * (1 - ab_prev) / (1 - ab_t)
+    b = np.sqrt(ab_prev) * beta / (1 - ab_t)
+    match variance:
+        case "posterior":
+            d = np.sqrt((1 - ab_prev) / (1 - ab_t) * beta)
+        case "beta":
+            d = np.where(ab_prev == 1, 0.0, np.sqrt(beta))
+        case _:
+            msg = f"variance: expected 'posterior' or 'beta', got {variance!r}"
+            raise ValueError(msg)
+    return np.stack([a, b, np.zeros_like(a), d], axis=-1)
+
+
+def dpmpp_2m_coefficients(
+    alpha_bar_before: npt.ArrayLike, alpha_bar_t: npt.ArrayLike, alpha_bar_prev: npt.ArrayLike
+) -> npt.NDArray[np.float64]:
+    """Coefficients of one DPM-Solver++(2M) update (Lu et al. 2022, arXiv:2211.01095, algorithm 2).
+
+    x_prev = (sigma_prev/sigma_t)·x_t − alpha_prev·(exp(−h) − 1)·D with
+    D = (1 + 1/(2r))·x0 − 1/(2r)·x0_prev, where h is the step in lambda = log(alpha/sigma), r the
+    step before it over h. Without a step before, and on the last step (h is infinite there), it is
+    of first order: DDIM.
+
+    Args:
+        alpha_bar_before: float64 [rows], where x0_prev was predicted; 0 if there is none.
+        alpha_bar_t: float64 [rows], at the current timestep.
+        alpha_bar_prev: float64 [rows], at the next one; 1 on the last step.
+
+    Returns:
+        float64 [rows, 4]: (a, b, c, d); d is 0.
+
+    Raises:
+        ValueError: not alpha_bar_before < alpha_bar_t < alpha_bar_prev.
+    """
+    ab_before, ab_t, ab_prev = _rows(alpha_bar_before, alpha_bar_t, alpha_bar_prev)
+    _check_order(ab_t, ab_prev)
+    if not (np.all(ab_before >= 0) and np.all(ab_before < ab_t)):
+        raise ValueError("alpha_bar: expected 0 <= alpha_bar_before < alpha_bar_t")
+    with np.errstate(divide="ignore"):
+        h_before = _half_logsnr(ab_t) - _half_logsnr(ab_before)
+        h = _half_logsnr(ab_prev) - _half_logsnr(ab_t)
+    extrapolation = np.where(ab_prev == 1, 0.0, h / (2 * h_before))  # 1/(2r)
+    a = np.sqrt((1 - ab_prev) / (1 - ab_t))
+    gain = np.sqrt(ab_prev) - a * np.sqrt(ab_t)  # −alpha_prev·(exp(−h) − 1)
+    b, c = gain * (1 + extrapolation), -gain * extrapolation
+    return np.stack([a, b, c, np.zeros_like(a)], axis=-1)
+
+
+def _half_logsnr(ab: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Lambda of the DPM-Solver papers: log(alpha/sigma)."""
+    return 0.5 * (np.log(ab) - np.log1p(-ab))
+
+
+def sampler_coefficients(
+    sampler: SamplerName,
+    alpha_bar: npt.NDArray[np.float64],
+    timesteps: npt.ArrayLike,
+    eta: float,
+    before: int | None = None,
+) -> npt.NDArray[np.float64]:
+    """Coefficients of every update of a sampler that visits `timesteps` and ends in clean data.
+
+    Args:
+        sampler: which update.
+        alpha_bar: float64 [T].
+        timesteps: int [steps], strictly decreasing.
+        eta: of DDIM; the other samplers have no such choice and take 0 only.
+        before: timestep at which x0_prev was predicted, for a sample in mid-flight.
+
+    Returns:
+        float64 [steps, 4], (a, b, c, d) of each update; the last goes to alpha_bar = 1.
+
+    Raises:
+        ValueError: an unknown sampler, an eta it does not take, or timesteps that do not fall.
+    """
+    if sampler != "ddim" and eta != 0:
+        msg = f"eta: {sampler} takes 0 only (eta is DDIM's), got {eta:g}"
+        raise ValueError(msg)
+    t = np.asarray(timesteps, np.int64)
+    ab_t = alpha_bar_at(alpha_bar, t)
+    ab_prev = alpha_bar_at(alpha_bar, [*t[1:], END])
+    match sampler:
+        case "ddim":
+            return ddim_coefficients(ab_t, ab_prev, eta)
+        case "ddpm":
+            return ddpm_coefficients(ab_t, ab_prev, "posterior")
+        case "ddpm_beta":
+            return ddpm_coefficients(ab_t, ab_prev, "beta")
+        case "dpmpp_2m":
+            ab_before = np.array([0.0, *ab_t[:-1]])
+            if before is not None and not _stretches(alpha_bar[before], ab_t[0], ab_prev[0]):
+                ab_before[0] = alpha_bar[before]
+            return dpmpp_2m_coefficients(ab_before, ab_t, ab_prev)
+        case _:
+            msg = f"sampler: expected one of {', '.join(get_args(SamplerName))}, got {sampler!r}"
+            raise ValueError(msg)
+
+
+def _stretches(ab_before: float, ab_t: float, ab_prev: float) -> bool:
+    """Whether a re-planned step is over twice as long as the one before, in log-SNR.
+
+    To extrapolate so far from two predictions so close would multiply their errors.
+    """
+    if ab_prev == 1:
+        return True
+    before, now, then = _half_logsnr(np.array([ab_before, ab_t, ab_prev]))
+    return bool(then - now > 2 * (now - before))
 
 
 def alpha_bar_at(

@@ -7,6 +7,7 @@ the same coefficients and the same noise.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,24 +15,44 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.grids import END, GridName, make_timesteps
-from models.guidance import branch_rows
+from models.grids import GridName, make_timesteps
+from models.guidance import branch_rows, network_rows
 from models.policy import DiffusionPolicy
-from models.samplers import alpha_bar_at, ddim_coefficients, draw_noise
+from models.samplers import SamplerName, draw_noise, sampler_coefficients
 
 Step = Callable[..., tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How samples are drawn.
+
+    Attributes:
+        num_steps: denoising steps.
+        sampler: update rule.
+        grid: spacing of the timesteps.
+        eta: of DDIM, 0 deterministic .. 1 ancestral.
+        guidance_scale: w.
+    """
+
+    num_steps: int
+    sampler: SamplerName = "ddim"
+    grid: GridName = "trailing"
+    eta: float = 0.0
+    guidance_scale: float = 0.0
+
+    @property
+    def nfe(self) -> int:
+        """Network rows evaluated for one sample."""
+        return self.num_steps * network_rows(self.guidance_scale)
 
 
 def denoise(
     step: Step,
     alpha_bar: npt.NDArray[np.float64],
     conditions: Tensor,
-    *,
-    chunk_shape: tuple[int, ...],
-    timesteps: Sequence[int] | npt.NDArray[np.int64],
-    guidance_scale: float,
-    eta: float,
-    seeds: Sequence[int],
+    sampling: Sampling,
+    draw: Callable[[int], npt.NDArray[np.float32]],
 ) -> Tensor:
     """Run one sampler loop for rows that share their plan.
 
@@ -39,17 +60,16 @@ def denoise(
         step: a `GuidedStep`, or anything that is called like one.
         alpha_bar: float64 [T].
         conditions: float32 [2·R, film_dim], conditional and unconditional part of each row in turn.
-        chunk_shape: of one row.
-        timesteps: strictly decreasing; after the last one comes clean data.
-        guidance_scale: w.
-        eta: 0 deterministic .. 1 ancestral.
-        seeds: one a row.
+        sampling: what to do.
+        draw: timestep → standard normal noise [R, horizon, action_dim]; at T the starting noise.
 
     Returns:
-        float32 [R, *chunk_shape], clean samples in normalised units.
+        float32 [R, horizon, action_dim], clean samples in normalised units.
     """
-    rows = len(seeds)
-    w = np.full(rows, guidance_scale, np.float32)
+    x_t = torch.from_numpy(draw(len(alpha_bar)))
+    x0_prev = no_noise = torch.zeros_like(x_t)
+    rows = len(x_t)
+    w = np.full(rows, sampling.guidance_scale, np.float32)
     branches = branch_rows(w, np.arange(rows))
     indices = [
         torch.from_numpy(array)
@@ -60,19 +80,9 @@ def denoise(
             branches.uncond_row,
         )
     ]
-    start = np.stack([draw_noise(seed, len(alpha_bar), chunk_shape) for seed in seeds])
-    x_t = torch.from_numpy(start)
-    x0_prev = torch.zeros_like(x_t)
-    following = [*(int(t) for t in timesteps[1:]), END]
-    for t, t_prev in zip(timesteps, following, strict=True):
-        coefficients = ddim_coefficients(
-            alpha_bar_at(alpha_bar, t), alpha_bar_at(alpha_bar, t_prev), eta
-        ).repeat(rows, axis=0)
-        noise = torch.zeros_like(x_t)
-        if coefficients[0, 3] != 0:
-            noise = torch.from_numpy(
-                np.stack([draw_noise(seed, int(t), chunk_shape) for seed in seeds])
-            )
+    timesteps = make_timesteps(sampling.grid, sampling.num_steps, alpha_bar)
+    coefficients = sampler_coefficients(sampling.sampler, alpha_bar, timesteps, sampling.eta)
+    for t, abcd in zip(timesteps, coefficients, strict=True):
         x_t, x0_prev = step(
             x_t,
             x0_prev,
@@ -80,8 +90,8 @@ def denoise(
             conditions,
             *indices,
             torch.from_numpy(w),
-            torch.from_numpy(coefficients).float(),
-            noise,
+            torch.from_numpy(abcd).float().expand(rows, 4),
+            torch.from_numpy(draw(int(t))) if abcd[3] != 0 else no_noise,
         )
     return x_t
 
@@ -91,11 +101,7 @@ def sample_chunks(
     policy: DiffusionPolicy,
     observation: Mapping[str, npt.NDArray[Any]],
     instruction: npt.NDArray[np.float32],
-    *,
-    num_steps: int,
-    guidance_scale: float,
-    eta: float,
-    grid: GridName,
+    sampling: Sampling,
     seeds: Sequence[int],
 ) -> npt.NDArray[np.float32]:
     """Chunks for R observations and instructions.
@@ -104,32 +110,24 @@ def sample_chunks(
         policy: in evaluation mode.
         observation: name → [R, obs_steps, ...], in the robot's units.
         instruction: float32 [R, INSTRUCTION_DIM].
-        num_steps: denoising steps.
-        guidance_scale: w.
-        eta: 0 deterministic .. 1 ancestral.
-        grid: spacing of the timesteps.
+        sampling: steps, sampler, grid, eta and w.
         seeds: one a row.
 
     Returns:
         float32 [R, horizon, action_dim], in the robot's units.
     """
-    rows = len(seeds)
     twice = {
         name: torch.from_numpy(np.asarray(array)).repeat_interleave(2, 0)
         for name, array in observation.items()
     }
-    drop = torch.arange(2 * rows) % 2 == 1
+    drop = torch.arange(2 * len(seeds)) % 2 == 1
     embedded = torch.from_numpy(instruction).repeat_interleave(2, 0)
-    conditions = policy.condition_part(twice, embedded, drop)
     x0 = denoise(
         policy.guided_step(),
         policy.diffusion.alpha_bar,
-        conditions,
-        chunk_shape=policy.chunk_shape,
-        timesteps=make_timesteps(grid, num_steps, policy.diffusion.num_timesteps - 1),
-        guidance_scale=guidance_scale,
-        eta=eta,
-        seeds=seeds,
+        policy.condition_part(twice, embedded, drop),
+        sampling,
+        lambda t: np.stack([draw_noise(seed, t, policy.chunk_shape) for seed in seeds]),
     )
     actions: npt.NDArray[np.float32] = policy.to_actions(x0).numpy()
     return actions

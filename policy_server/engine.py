@@ -311,7 +311,8 @@ class Engine:
         )
         start = int(current.plan.timesteps[current.position])
         if min(steps, start + 1) != current.steps_left:
-            current.plan = self._planner.plan(steps, start, current.request.eta)
+            before = current.executed[-1] if current.executed else None
+            current.plan = self._planner.plan(steps, start, current.request.eta, before)
             current.position = 0
 
     def _finish(self, current: _InService) -> Outcome:

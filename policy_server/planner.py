@@ -12,8 +12,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from models.grids import END, GridName, make_timesteps
-from models.samplers import alpha_bar_at, ddim_coefficients
+from models.grids import GridName, make_timesteps
+from models.samplers import SamplerName, sampler_coefficients
 from policy_server.cost_model import CostModel
 
 
@@ -55,11 +55,13 @@ class Planner:
         cost: CostModel,
         alpha_bar: npt.NDArray[np.float64],
         grid: GridName,
+        sampler: SamplerName,
     ) -> None:
         self.steps = steps
         self._cost = cost
         self._alpha_bar = alpha_bar
         self._grid = grid
+        self._sampler = sampler
         self._cached_plan = lru_cache(maxsize=256)(self._make_plan)
 
     def service_s(self, num_steps: int, network_rows: int) -> float:
@@ -94,22 +96,20 @@ class Planner:
         most = max(self.steps.max_useful_steps - executed, fewest)
         return min(max(self.affordable_steps(time_s, network_rows), fewest), most)
 
-    def plan(self, num_steps: int, start: int, eta: float) -> Plan:
+    def plan(self, num_steps: int, start: int, eta: float, before: int | None = None) -> Plan:
         """Spread `num_steps` over the timesteps from `start` down to clean data.
 
         Args:
             num_steps: at least 1; more than start + 1 are cut to that.
             start: timestep of the sample now.
-            eta: 0 deterministic .. 1 ancestral.
+            eta: 0 deterministic .. 1 ancestral; 0 for a sampler that has no such choice.
+            before: the timestep executed last, if any.
         """
-        return self._cached_plan(min(num_steps, start + 1), start, eta)
+        return self._cached_plan(min(num_steps, start + 1), start, eta, before)
 
-    def _make_plan(self, num_steps: int, start: int, eta: float) -> Plan:
-        timesteps = make_timesteps(self._grid, num_steps, start)
-        following = np.append(timesteps[1:], END)
-        coefficients = ddim_coefficients(
-            alpha_bar_at(self._alpha_bar, timesteps),
-            alpha_bar_at(self._alpha_bar, following),
-            eta,
+    def _make_plan(self, num_steps: int, start: int, eta: float, before: int | None) -> Plan:
+        timesteps = make_timesteps(self._grid, num_steps, self._alpha_bar, start)
+        return Plan(
+            timesteps,
+            sampler_coefficients(self._sampler, self._alpha_bar, timesteps, eta, before),
         )
-        return Plan(timesteps, coefficients)

@@ -120,7 +120,8 @@ def calibrate(engine: Engine, manifest: Manifest, clock: Callable[[], float]) ->
                 deadline_s=clock(),  # late in any case; a fixed count is answered all the same
                 num_steps=_CALIBRATION_STEPS,
                 guidance_scale=w,
-                eta=1.0,
+                # every code path: drawing noise too, where the sampler does
+                eta=1.0 if manifest.defaults.sampler == "ddim" else 0.0,
                 seed=number,
                 best_effort=True,
             )
@@ -153,7 +154,8 @@ def make_service(config: ServerConfig, reactor: Reactor, limits: wire.WireLimits
     steps = StepRange(
         manifest.min_steps, manifest.max_useful_steps, manifest.diffusion.num_timesteps
     )
-    planner = Planner(steps, cost, manifest.diffusion.alpha_bar, manifest.defaults.grid)
+    defaults = manifest.defaults
+    planner = Planner(steps, cost, manifest.diffusion.alpha_bar, defaults.grid, defaults.sampler)
     clock = time.monotonic
     engine = Engine(backend, planner, cost, clock, config.max_waiting)
     calibrate(engine, manifest, clock)
@@ -167,7 +169,7 @@ def make_service(config: ServerConfig, reactor: Reactor, limits: wire.WireLimits
         min_steps=steps.min_steps,
         max_useful_steps=steps.max_useful_steps,
         max_steps=steps.max_steps,
-        defaults=SamplingDefaults(**vars(manifest.defaults)),
+        defaults=SamplingDefaults(**vars(defaults)),
         limits={
             **vars(limits),
             "max_waiting": config.max_waiting,

@@ -135,6 +135,10 @@ class Service:
         if request.guidance_scale is not None and abs(request.guidance_scale) > limit:
             msg = f"guidance_scale: expected −{limit:g}..{limit:g}, got {request.guidance_scale:g}"
             raise InvalidRequestError(msg)
+        sampler = self._metadata.defaults.sampler
+        if request.eta and sampler != "ddim":
+            msg = f"eta: this policy is sampled with {sampler}, which takes 0 only; leave it out"
+            raise InvalidRequestError(msg)
         embedding = self._instructions.get(request.instruction)
         if embedding is None:
             self._await_embedding(asked)

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from models.grids import make_timesteps
 from models.guidance import branch_rows, network_rows
 from models.guided_step import GuidedStep, x0_conversion
 from models.instruction_encoder import INSTRUCTION_DIM
-from models.sampling import denoise, sample_chunks
+from models.samplers import draw_noise
+from models.sampling import Sampling, denoise, sample_chunks
 from models.schedules import make_alpha_bar
 from tests.policies import make_policy
 
@@ -105,10 +105,8 @@ def test_all_four_coefficients_act_on_their_own_input():
 
 
 def _sample(policy, observation, instruction, seeds, **options):
-    defaults = {"num_steps": 5, "guidance_scale": 1.0, "eta": 0.5, "grid": "trailing"}
-    return sample_chunks(
-        policy, {"state": observation}, instruction, seeds=seeds, **{**defaults, **options}
-    )
+    sampling = Sampling(**{"num_steps": 5, "guidance_scale": 1.0, "eta": 0.5, **options})
+    return sample_chunks(policy, {"state": observation}, instruction, sampling, seeds)
 
 
 def test_a_chunk_is_the_same_alone_and_in_company():
@@ -185,11 +183,8 @@ def test_prediction_types_agree_on_the_same_denoiser():
             step,
             ALPHA_BAR,
             torch.zeros(4, 1, dtype=torch.float64),
-            chunk_shape=(3, 2),
-            timesteps=make_timesteps("trailing", 10, 999),
-            guidance_scale=0.0,
-            eta=0.0,
-            seeds=[1, 2],
+            Sampling(num_steps=10),
+            lambda t: draw_noise(1, t, (2, 3, 2)),
         )
         chunks.append(x.numpy())
     np.testing.assert_allclose(chunks[1], chunks[0], atol=1e-4)

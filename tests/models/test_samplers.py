@@ -13,7 +13,7 @@ ALPHA_BAR = make_alpha_bar("cosine", 1000)
 
 
 def pairs(grid, num_steps):
-    timesteps = make_timesteps(grid, num_steps, 999)
+    timesteps = make_timesteps(grid, num_steps, ALPHA_BAR)
     return list(zip(timesteps, [*timesteps[1:], END], strict=True))
 
 

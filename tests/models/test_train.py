@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from client.sims.desk.spec import DESK_SPEC
 from models import checkpoint, train
 from models.instruction_encoder import INSTRUCTION_DIM
-from models.sampling import sample_chunks
+from models.sampling import Sampling, sample_chunks
 from models.train import TrainConfig
 from tests.policies import make_policy
 
@@ -148,10 +148,7 @@ def test_it_learns_what_only_the_instruction_tells(config, tmp_path, prediction_
         policy,
         {"state": np.zeros((2, 2, 13), np.float32)},
         train.InstructionEncoder().encode(texts),
-        num_steps=10,
-        guidance_scale=0.0,
-        eta=0.0,
-        grid="trailing",
+        Sampling(num_steps=10),
         seeds=[0, 0],
     )
     assert actions[0, :, 0].mean() == pytest.approx(0.8, abs=0.25)

@@ -49,13 +49,15 @@ class SimulatedBackend:
         if isinstance(self.poison, Exception):
             raise self.poison
         buffers = self.buffers
-        a, b, _, d = buffers.coefficients[0]
+        a, b, c, d = buffers.coefficients[0]
         x0 = self.denoised(buffers.x_t[0], buffers.conditions[0, 0])
         if self.poison is not None:
             x0 = np.full_like(x0, self.poison)
         buffers.x0[0] = x0
         with np.errstate(invalid="ignore"):
-            buffers.x_prev[0] = a * buffers.x_t[0] + b * x0 + d * buffers.noise[0]
+            buffers.x_prev[0] = (
+                a * buffers.x_t[0] + b * x0 + c * buffers.x0_prev[0] + d * buffers.noise[0]
+            )
         self.calls.append((int(buffers.timesteps[0]), (float(a), float(b), float(d))))
 
     def to_actions(self, x0):
@@ -77,12 +79,20 @@ def expected_actions(request, timesteps):
 class World:
     """Engine, planner, cost model and backend on one simulated clock, calibrated."""
 
-    def __init__(self, min_steps=2, max_useful_steps=10, max_waiting=8, **backend):
+    def __init__(
+        self,
+        min_steps=2,
+        max_useful_steps=10,
+        max_waiting=8,
+        grid="trailing",
+        sampler="ddim",
+        **backend,
+    ):
         self.clock = Clock()
         self.backend = SimulatedBackend(self.clock, **backend)
         self.cost = CostModel()
         steps = StepRange(min_steps, max_useful_steps, 1000)
-        self.planner = Planner(steps, self.cost, ALPHA_BAR, "trailing")
+        self.planner = Planner(steps, self.cost, ALPHA_BAR, grid, sampler)
         self.engine = Engine(self.backend, self.planner, self.cost, self.clock, max_waiting)
         self.next_id = 0
         for w in (0.0, 1.0):  # calibration, as the server does it

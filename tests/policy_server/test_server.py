@@ -20,7 +20,8 @@ from client import (
 from client.wire import WireLimits
 from models.grids import make_timesteps
 from models.instruction_encoder import InstructionEncoder
-from models.sampling import sample_chunks
+from models.sampling import Sampling, sample_chunks
+from models.schedules import make_alpha_bar
 from tests.policies import make_policy, save_checkpoint
 
 BUDGET_S = 2.0
@@ -73,15 +74,12 @@ def test_the_chunk_is_what_offline_sampling_gives(policy, w, eta):
         make_policy(),
         {"state": observe()["state"][None]},
         InstructionEncoder().encode(["open the drawer"]),
-        num_steps=6,
-        guidance_scale=w,
-        eta=eta,
-        grid="trailing",
+        Sampling(num_steps=6, guidance_scale=w, eta=eta),
         seeds=[11],
     )[0]
     np.testing.assert_allclose(chunk.actions, expected, atol=1e-4)
     assert chunk.actions.dtype == np.float32
-    assert chunk.timesteps == tuple(make_timesteps("trailing", 6, 999))
+    assert chunk.timesteps == tuple(make_timesteps("trailing", 6, make_alpha_bar("cosine", 1000)))
     assert chunk.nfe == 6 * (2 if w == 2.0 else 1)
     assert (chunk.num_steps, chunk.guidance_scale, chunk.eta, chunk.seed) == (6, w, eta, 11)
 
