@@ -11,12 +11,16 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.episodes import Conditions, EpisodeSpec, Sample, play
+from client.history import ObservationHistory
 from client.sims.desk.simulation import Desk
+from client.sims.desk.spec import DESK_SPEC
 from models import checkpoint
 from models.instruction_encoder import InstructionEncoder
-from models.sampling import Sampling, sample_chunks
+from models.samplers import draw_noise
+from models.sampling import Sampling, denoise, sample_chunks
 
 _AT_ONCE = 64
+_SPREAD_OBSERVATIONS, _SPREAD_SEEDS = 24, 32
 
 
 class DeskPolicy:
@@ -31,6 +35,7 @@ class DeskPolicy:
         """Load the checkpoint; network calls use one thread from now on."""
         self.manifest, self.policy = checkpoint.load(folder)
         torch.set_num_threads(1)
+        self._step = self.policy.guided_step()
         self._encoder = InstructionEncoder()
         self._embeddings: dict[str, npt.NDArray[np.float32]] = {}
         self._desks: list[Desk] = []
@@ -79,6 +84,48 @@ class DeskPolicy:
             return sample_chunks(self.policy, observation, self.embed(instructions), how, seeds)
 
         return sample
+
+    def _observations(self, specs: Sequence[EpisodeSpec]) -> dict[str, npt.NDArray[np.float32]]:
+        """What the robot sees at the start of each episode, [specs, obs_steps, …] a name."""
+        seen = []
+        desk = self._desks[0] if self._desks else Desk()
+        for spec in specs:
+            desk.reset(desk.sample_start(np.random.default_rng(spec.seed)))
+            history = ObservationHistory(DESK_SPEC)
+            history.add(0, desk.observation())
+            seen.append(history.stacked())
+        return {name: np.stack([one[name] for one in seen]) for name in DESK_SPEC.observation}
+
+    def spread(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> dict[str, Any]:
+        """How different the chunks are that one observation and instruction get.
+
+        Args:
+            specs: their starts and instructions; the first 24 are used.
+            sampling: how each chunk is sampled, with 32 seeds.
+
+        Returns:
+            chunk_spread: standard deviation over seeds, root mean square over observations,
+            ticks and action dimensions, in the action's own units (−1..1 at the desk).
+        """
+        some = specs[:_SPREAD_OBSERVATIONS]
+        rows = np.repeat(np.arange(len(some)), _SPREAD_SEEDS)
+        observation = {name: a[rows] for name, a in self._observations(some).items()}
+        instruction = self.embed([some[int(row)].instruction for row in rows])
+        chunks = sample_chunks(
+            self.policy, observation, instruction, sampling, seeds=range(len(rows))
+        ).reshape(len(some), _SPREAD_SEEDS, -1)
+        return {"chunk_spread": float(np.sqrt(chunks.var(axis=1).mean()))}
+
+    @torch.inference_mode()
+    def draw(self, sampling: Sampling) -> None:
+        """Denoise one chunk alone, to be timed."""
+        denoise(
+            self._step,
+            self.policy.diffusion.alpha_bar,
+            torch.zeros(2, self.policy.network.film_dim),
+            sampling,
+            lambda t: draw_noise(0, t, (1, *self.policy.chunk_shape)),
+        )
 
     def play(
         self,

@@ -44,7 +44,7 @@ def leading(num_steps: int, start: int) -> npt.NDArray[np.int64]:
     return np.arange(num_steps - 1, -1, -1, dtype=np.int64) * stride
 
 
-LOGSNR_RANGE = (-7.0, 7.0)
+LOGSNR_RANGE = (-8.0, 7.5)
 """log(ab/(1 − ab)) at the ends of the uniform log-SNR grid. Outside it a sample is noise or clean
 within a few per mille; chosen by `python -m benchmarks logsnr` on mixtures that no report uses."""
 

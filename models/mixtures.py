@@ -124,11 +124,12 @@ class ExactDenoiser(nn.Module):
 
     def denoise(self, x_t: Tensor, film: Tensor) -> Tensor:
         """[n, 1, 2], [n, film_dim] → like x_t."""
-        means = self._means.to(x_t.dtype)
+        x, means = x_t[:, 0], self._means.to(x_t.dtype)
         ab = self._alpha_bar[film[:, 0].long()].to(x_t.dtype)[:, None]
-        variance = ab * self._mixture.std**2 + 1 - ab
-        away = x_t - ab.sqrt()[:, None] * means  # [n, modes, 2]
-        log_posterior = film[:, 1:] - away.square().sum(-1) / (2 * variance)
-        gain = ab.sqrt() * self._mixture.std**2 / variance
-        x0_by_mode = means + gain[:, None] * away
-        return (log_posterior.softmax(-1)[..., None] * x0_by_mode).sum(1, keepdim=True)
+        signal, variance = ab.sqrt(), ab * self._mixture.std**2 + 1 - ab
+        # log N(x; signal·mean, variance) without what all modes have in common
+        closeness = signal * (x @ means.T) - 0.5 * ab * means.square().sum(-1)
+        posterior = (film[:, 1:] + closeness / variance).softmax(-1)
+        gain = signal * self._mixture.std**2 / variance
+        x0 = gain * x + (1 - gain * signal) * (posterior @ means)
+        return x0[:, None]

@@ -122,8 +122,8 @@ def dpmpp_2m_coefficients(
         raise ValueError("alpha_bar: expected 0 <= alpha_bar_before < alpha_bar_t")
     with np.errstate(divide="ignore"):
         h_before = _half_logsnr(ab_t) - _half_logsnr(ab_before)
-        h = _half_logsnr(ab_prev) - _half_logsnr(ab_t)
-    extrapolation = np.where(ab_prev == 1, 0.0, h / (2 * h_before))  # 1/(2r)
+        h = np.where(ab_prev == 1, 0.0, _half_logsnr(ab_prev) - _half_logsnr(ab_t))
+    extrapolation = h / (2 * h_before)  # 1/(2r)
     a = np.sqrt((1 - ab_prev) / (1 - ab_t))
     gain = np.sqrt(ab_prev) - a * np.sqrt(ab_t)  # −alpha_prev·(exp(−h) − 1)
     b, c = gain * (1 + extrapolation), -gain * extrapolation
@@ -171,6 +171,9 @@ def sampler_coefficients(
         case "ddpm_beta":
             return ddpm_coefficients(ab_t, ab_prev, "beta")
         case "dpmpp_2m":
+            if before is not None and not alpha_bar[before] < ab_t[0]:
+                msg = f"before: expected a timestep above the first one, {t[0]}, got {before}"
+                raise ValueError(msg)
             ab_before = np.array([0.0, *ab_t[:-1]])
             if before is not None and not _stretches(alpha_bar[before], ab_t[0], ab_prev[0]):
                 ab_before[0] = alpha_bar[before]

@@ -53,6 +53,7 @@ def denoise(
     conditions: Tensor,
     sampling: Sampling,
     draw: Callable[[int], npt.NDArray[np.float32]],
+    timesteps: npt.NDArray[np.int64] | None = None,
 ) -> Tensor:
     """Run one sampler loop for rows that share their plan.
 
@@ -62,6 +63,7 @@ def denoise(
         conditions: float32 [2·R, film_dim], conditional and unconditional part of each row in turn.
         sampling: what to do.
         draw: timestep → standard normal noise [R, horizon, action_dim]; at T the starting noise.
+        timesteps: to visit, in place of those of the sampling's grid and step count.
 
     Returns:
         float32 [R, horizon, action_dim], clean samples in normalised units.
@@ -80,7 +82,8 @@ def denoise(
             branches.uncond_row,
         )
     ]
-    timesteps = make_timesteps(sampling.grid, sampling.num_steps, alpha_bar)
+    if timesteps is None:
+        timesteps = make_timesteps(sampling.grid, sampling.num_steps, alpha_bar)
     coefficients = sampler_coefficients(sampling.sampler, alpha_bar, timesteps, sampling.eta)
     for t, abcd in zip(timesteps, coefficients, strict=True):
         x_t, x0_prev = step(

@@ -14,7 +14,12 @@ from client.errors import (
     SupersededError,
 )
 from policy_server.engine import Answer, Refusal
-from tests.policy_server.simulation import World, expected_actions
+from tests.policy_server.simulation import (
+    ALPHA_BAR,
+    World,
+    expected_actions,
+    expected_actions_2m,
+)
 
 LAST_STEP = (0.0, 1.0, 0.0)
 """(a, b, d) of a step that ends at alpha_bar = 1."""
@@ -270,6 +275,92 @@ def test_same_seed_and_steps_same_chunk_whatever_ran_in_between():
     np.testing.assert_allclose(one.actions, two.actions, atol=1e-6)
     (other,) = world.run(world.request(seed=6, num_steps=7, eta=1.0, value=0.1))
     assert not np.allclose(one.actions, other.actions, atol=1e-2)
+
+
+def multistep_world(**options):
+    return World(sampler="dpmpp_2m", grid="logsnr", **options)
+
+
+def check_2m(world, answer):
+    """Call it before anything else is begun: it asks the planner where it re-planned."""
+    replanned = world.planner.replanned
+    assert all(a > b for a, b in itertools.pairwise(answer.timesteps))
+    np.testing.assert_allclose(
+        answer.actions,
+        expected_actions_2m(answer.request, answer.timesteps, replanned),
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize(
+    "fields", [{"num_steps": n} for n in (1, 2, 7, 30)] + [{"num_steps": None}]
+)
+def test_a_2m_request_gets_the_actions_of_a_plain_loop(fields):
+    world = multistep_world()
+    (answer,) = world.run(world.request(budget_s=1.0, **fields))
+    assert world.planner.replanned == set()
+    assert len(answer.timesteps) == (fields["num_steps"] or 10)
+    check_2m(world, answer)
+
+
+@pytest.mark.parametrize(
+    ("before_s", "after_s", "fewest", "most", "stretched"),
+    [
+        (0.001, 0.002, 15, 30, False),
+        (0.001, 0.008, 8, 12, True),  # over twice as long a step as the one before
+        (0.002, 0.0005, 26, 40, False),
+    ],
+)
+def test_a_2m_request_that_is_re_planned_goes_on_from_its_last_prediction(
+    before_s, after_s, fewest, most, stretched
+):
+    world = multistep_world(max_useful_steps=40, call_s=before_s)
+    world.engine.submit(world.request(budget_s=0.05))
+    for _ in range(6):  # encoding and five steps
+        world.engine.advance()
+    world.backend.call_s = after_s
+    (answer,) = world.finish()
+    assert fewest <= len(answer.timesteps) <= most
+    alpha_bar = ALPHA_BAR[list(answer.timesteps)]
+    steps = dict(zip(answer.timesteps, np.diff(np.log(alpha_bar / (1 - alpha_bar))), strict=False))
+    long = {
+        t for before, t in itertools.pairwise(steps) if steps[t] > 2 * steps[before]
+    } & world.planner.replanned
+    assert world.planner.replanned
+    assert bool(long) == stretched
+    check_2m(world, answer)
+
+
+@pytest.mark.parametrize("poison", [None, np.nan, np.inf])
+def test_the_prediction_of_one_2m_request_does_not_leak_into_the_next(poison):
+    """One slot, one x0_prev buffer: whoever was served before, an answer is the same."""
+    world = multistep_world()
+    alone = world.request(seed=3, value=0.2, num_steps=6)
+    (expected,) = world.run(alone)
+    world.backend.poison = poison
+    world.run(world.request(seed=4, value=9.0, num_steps=9))
+    world.backend.poison = None
+    (answer,) = world.run(world.request(seed=3, value=0.2, num_steps=6))
+    np.testing.assert_array_equal(answer.actions, expected.actions)
+    check_2m(world, answer)
+
+
+@given(
+    st.floats(0.005, 0.1),  # budget
+    st.lists(st.floats(0.0001, 0.02), min_size=1, max_size=40),  # what each call takes
+)
+def test_a_2m_request_gets_the_actions_of_its_executed_timesteps_whatever_calls_take(
+    budget_s, calls_s
+):
+    world = multistep_world(max_useful_steps=30)
+    request = world.request(budget_s=budget_s, best_effort=True)
+    outcomes = world.engine.submit(request)
+    for call_s in itertools.cycle(calls_s):
+        if outcomes:
+            break
+        world.backend.call_s = call_s
+        outcomes = world.engine.advance()
+    check_2m(world, outcomes[0])
 
 
 def test_timing_adds_up():
