@@ -1,4 +1,4 @@
-"""`python -m models …`: train a policy, export it to ONNX, look at a checkpoint."""
+"""`python -m models …`: train a policy or a 2-D toy, export it to ONNX, look at a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from models import checkpoint
 from models.checkpoint import CheckpointError
 from models.export import export_onnx
 from models.train import TrainConfig, train
+from models.train_mixture import TrainMixtureConfig, train_mixture
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,18 @@ def main() -> None:
     """Entry point."""
     command = tyro.cli(
         Annotated[TrainConfig, subcommand("train", description="Train a desk policy, or go on.")]
+        | Annotated[
+            TrainMixtureConfig,
+            subcommand(
+                "train-mixture",
+                description=(
+                    "Train the small network of the sampler and guidance sweeps, a noise predictor "
+                    "for 2-D points with a condition, or go on. A bundled one for the built-in "
+                    "target is there already; give --mixture for a target of your own. Afterwards: "
+                    "models.train_mixture.load_mixture_network(Path(OUT))."
+                ),
+            ),
+        ]
         | Annotated[Export, subcommand("export")]
         | Annotated[Describe, subcommand("describe")],
         prog="python -m models",
@@ -45,6 +58,12 @@ def main() -> None:
             case TrainConfig():
                 manifest = train(command)
                 sys.stderr.write(f"{command.out} holds {manifest.model_id}\n")
+            case TrainMixtureConfig():
+                trained = train_mixture(command)
+                sys.stderr.write(
+                    f"{command.out} holds a network for {trained.mixture.num_conditions} "
+                    f"conditions ({trained.diffusion.prediction_type})\n"
+                )
             case Export():
                 manifest, policy = checkpoint.load(command.checkpoint)
                 export_onnx(policy, command.checkpoint / checkpoint.ONNX)

@@ -1,31 +1,22 @@
-"""The trainer, start to end: demonstrations and phrasings in, a checkpoint folder out.
+"""Training of a desk policy: demonstrations and phrasings in, a checkpoint folder out.
 
-Denoising score matching with classifier-free guidance dropout (Ho & Salimans 2022, algorithm 1).
-Every random draw of step n comes from a generator seeded with (seed, n), so a run that is
-interrupted and resumed ends with the very same weights.
+How it is trained (loop, loss, resuming) is in `models.trainer`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import math
 import shlex
 import sys
-import time
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - torch's own convention
 from tqdm import tqdm
 
 from client.sims.desk import phrasings as desk_phrasings
@@ -40,13 +31,14 @@ from models.instruction_encoder import (
 )
 from models.networks.film_mlp import FilmMlpConfig
 from models.policy import DiffusionConfig, DiffusionPolicy, observation_dim
+from models.trainer import TrainerConfig, TrainingRun, check_dropout, denoising_loss
 
 UNTUNED_STEPS = 10
 """Step count of a checkpoint that has not been measured."""
 
 
-@dataclass(frozen=True)
-class TrainConfig:
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(TrainerConfig):
     """What `python -m models train` takes.
 
     Attributes:
@@ -55,40 +47,25 @@ class TrainConfig:
         num_updates: optimiser steps.
         batch_size: windows an update.
         draws_per_window: (timestep, noise) draws for each window of a batch.
-        learning_rate: peak; warm-up over the first 500 updates, then a cosine to zero.
-        weight_decay: of AdamW.
-        ema_decay: of the weight average that becomes the checkpoint.
         instruction_dropout: share of windows whose instruction becomes the null embedding.
         instruction_noise: standard deviation added to projected instructions, where the phrasings
             of one task have 1: stands for the wordings that nobody has written down.
-        prediction_type: what the network learns to output.
-        seed: of initial weights and every draw.
-        save_every: updates between two saves of the resumable state.
     """
 
     demos: Path
-    out: Path
     num_updates: int = 12_000
     batch_size: int = 256
     draws_per_window: int = 4
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
-    ema_decay: float = 0.999
     instruction_dropout: float = 0.1
     instruction_noise: float = 0.7
-    prediction_type: Literal["sample", "v", "epsilon"] = "sample"
-    seed: int = 0
-    save_every: int = 1_000
 
     def __post_init__(self) -> None:
         """Check ranges, naming the field."""
-        for name in ("num_updates", "batch_size", "draws_per_window", "save_every"):
-            if getattr(self, name) < 1:
-                msg = f"{name}: expected at least 1, got {getattr(self, name)}"
-                raise ValueError(msg)
-        if not 0 <= self.instruction_dropout < 1:
-            msg = f"instruction_dropout: expected 0 <= p < 1, got {self.instruction_dropout}"
+        super().__post_init__()
+        if self.draws_per_window < 1:
+            msg = f"draws_per_window: expected at least 1, got {self.draws_per_window}"
             raise ValueError(msg)
+        check_dropout("instruction_dropout", self.instruction_dropout)
 
 
 class Batches:
@@ -165,80 +142,14 @@ def loss_of(
     condition = policy.network.condition_part(
         policy.flatten_observation({"state": state}), projected + jitter, drop
     )
-    draws = config.draws_per_window
-    condition, x0 = condition.repeat_interleave(draws, 0), x0.repeat_interleave(draws, 0)
-    t = torch.randint(policy.diffusion.num_timesteps, (len(x0),), generator=generator)
-    eps = torch.randn(x0.shape, generator=generator)
-    alpha_bar = torch.from_numpy(policy.diffusion.alpha_bar)[t].float()[:, None, None]
-    signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-    output = policy.network.denoise(
-        signal * x0 + noise * eps, policy.network.time_part(t) + condition
+    return denoising_loss(
+        policy.network,
+        condition,
+        x0,
+        policy.diffusion,
+        draws=config.draws_per_window,
+        generator=generator,
     )
-    match policy.diffusion.prediction_type:
-        case "sample":
-            target = x0
-        case "epsilon":
-            target = eps
-        case "v":
-            target = signal * eps - noise * x0
-    return F.mse_loss(output, target)
-
-
-def _learning_rate(update: int, config: TrainConfig) -> float:
-    warmup = min(500, config.num_updates // 10 + 1)
-    progress = min(update / config.num_updates, 1.0)
-    decay = 0.5 * (1 + math.cos(math.pi * progress))
-    return config.learning_rate * min((update + 1) / warmup, decay)
-
-
-class _TrainingState:
-    """Weights, their average and the optimiser's moments, saved as safetensors for resuming."""
-
-    def __init__(self, policy: DiffusionPolicy, config: TrainConfig) -> None:
-        self.policy = policy
-        self.ema = {name: p.detach().clone() for name, p in policy.state_dict().items()}
-        self.optimizer = torch.optim.AdamW(
-            policy.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
-        self.update = 0
-
-    def average(self, decay: float) -> None:
-        """Exponential moving average; starts quickly, so early updates are forgotten."""
-        decay = min(decay, (1 + self.update) / (10 + self.update))
-        for name, value in self.policy.state_dict().items():
-            self.ema[name].lerp_(value, 1 - decay)
-
-    def save(self, path: Path) -> None:
-        moments = {
-            f"optimizer.{i}.{key}": value
-            for i, state in self.optimizer.state_dict()["state"].items()
-            for key, value in state.items()
-        }
-        tensors = {
-            "update": torch.tensor(self.update),
-            **{f"policy.{name}": value for name, value in self.policy.state_dict().items()},
-            **{f"ema.{name}": value for name, value in self.ema.items()},
-            **moments,
-        }
-        partial = path.with_suffix(".partial")
-        save_file(tensors, partial)
-        partial.replace(path)
-
-    def load(self, path: Path) -> None:
-        tensors = load_file(path)
-        self.update = int(tensors["update"])
-        self.policy.load_state_dict(_under("policy.", tensors))
-        self.ema = _under("ema.", tensors)
-        state = self.optimizer.state_dict()
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under("optimizer.", tensors).items():
-            index, key = name.split(".")
-            moments.setdefault(int(index), {})[key] = value
-        self.optimizer.load_state_dict({**state, "state": moments})
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
 
 
 def train(config: TrainConfig) -> checkpoint.Manifest:
@@ -248,7 +159,6 @@ def train(config: TrainConfig) -> checkpoint.Manifest:
         FileNotFoundError, ValueError: unusable demonstrations.
         ValueError: `out` holds a run with another configuration.
     """
-    started = time.monotonic()
     # lets the processor multiply in bf16 where it can; weights and sums stay in float32
     torch.set_float32_matmul_precision("medium")
     demos = Demonstrations.load(config.demos)
@@ -261,36 +171,14 @@ def train(config: TrainConfig) -> checkpoint.Manifest:
     diffusion = DiffusionConfig(prediction_type=config.prediction_type)
     policy = DiffusionPolicy(spec, network, diffusion).train()
     batches = Batches(demos, phrasings, policy, config)
-    state = _TrainingState(policy, config)
-    folder = config.out / "training"
-    identity = _comparable(config, phrasings)
-    elapsed_before = _resume(state, folder, identity)
-    if state.update == config.num_updates and (config.out / checkpoint.MANIFEST).exists():
-        return checkpoint.read_manifest(config.out)  # finished before; nothing is written again
+    identity = _identity(config, phrasings)
+    run = TrainingRun(policy, config, identity)
+    if run.finished and (config.out / checkpoint.MANIFEST).exists():
+        return checkpoint.read_manifest(config.out)  # nothing is written again
 
-    losses: deque[float] = deque(maxlen=1000)
-    bar = tqdm(total=config.num_updates, initial=state.update, desc="training", unit="update")
-    with bar:
-        while state.update < config.num_updates:
-            generator = torch.Generator().manual_seed((config.seed << 32) + state.update)
-            loss = loss_of(policy, batches.draw(state.update), config, generator)
-            state.optimizer.param_groups[0]["lr"] = _learning_rate(state.update, config)
-            state.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(policy.network.parameters(), 1.0)
-            state.optimizer.step()
-            state.update += 1
-            state.average(config.ema_decay)
-            losses.append(loss.item())
-            bar.update()
-            if state.update % 100 == 0:
-                bar.set_postfix(loss=f"{np.mean(losses):.4f}")
-            if state.update % config.save_every == 0:
-                _save_run(state, folder, elapsed_before + time.monotonic() - started)
-
-    elapsed_s = elapsed_before + time.monotonic() - started
-    _save_run(state, folder, elapsed_s)
-    policy.load_state_dict(state.ema)
+    figures = run.train(
+        lambda update, generator: loss_of(policy, batches.draw(update), config, generator)
+    )
     manifest = checkpoint.Manifest(
         model_id=f"{spec.task}-{network.width}x{network.num_blocks}-seed{config.seed}",
         spec=spec,
@@ -306,58 +194,18 @@ def train(config: TrainConfig) -> checkpoint.Manifest:
             **identity,
             "episodes": len(demos.task),
             "windows": len(demos.state),
-            "loss_last": float(np.mean(losses)) if losses else None,
-            "elapsed_s": round(elapsed_s, 1),
-            "threads": torch.get_num_threads(),
+            **figures,
         },
     )
     return checkpoint.save(config.out, manifest, policy.eval())
 
 
-def _comparable(config: TrainConfig, phrasings: Mapping[str, list[str]]) -> dict[str, object]:
-    """What a run depends on, as JSON types: two runs that agree in it end with equal weights."""
-    fields = dataclasses.asdict(config)
-    del fields["out"], fields["save_every"]
+def _identity(config: TrainConfig, phrasings: Mapping[str, list[str]]) -> dict[str, object]:
+    """What a run depends on, as JSON types."""
     words = json.dumps(phrasings).encode()
     return {
-        **fields,
+        **config.identity(),
         "demos": config.demos.name,
         "demos_sha256": checkpoint.file_sha256(config.demos),
         "phrasings_sha256": hashlib.sha256(words).hexdigest(),
     }
-
-
-def _resume(state: _TrainingState, folder: Path, identity: Mapping[str, object]) -> float:
-    """Load an interrupted run's state if there is one; return the seconds it had used."""
-    run = folder / "run.json"
-    if not run.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_run(folder, identity, 0.0)
-        return 0.0
-    recorded = json.loads(run.read_text())
-    if recorded["config"] != identity:
-        changed = {
-            key: (recorded["config"].get(key), value)
-            for key, value in identity.items()
-            if recorded["config"].get(key) != value
-        }
-        msg = (
-            f"{folder}: holds a run with another configuration, (before, now): {changed}; "
-            "choose another --out, or delete the folder"
-        )
-        raise ValueError(msg)
-    if (folder / "state.safetensors").exists():
-        state.load(folder / "state.safetensors")
-    return float(recorded["elapsed_s"])
-
-
-def _save_run(state: _TrainingState, folder: Path, elapsed_s: float) -> None:
-    state.save(folder / "state.safetensors")
-    run = json.loads((folder / "run.json").read_text())
-    _write_run(folder, run["config"], elapsed_s)
-
-
-def _write_run(folder: Path, identity: Mapping[str, object], elapsed_s: float) -> None:
-    partial = folder / "run.json.partial"
-    partial.write_text(json.dumps({"config": identity, "elapsed_s": elapsed_s}))
-    partial.replace(folder / "run.json")
