@@ -1,0 +1,294 @@
+"""A robot asks at 10 Hz: how many denoising steps fit its period, and what quality is that?
+
+The cost of a step is measured and the count that fits is predicted; then exactly that many are
+asked for at that rate, fewer if too many of those answers are missed (back to back no answer waits
+for the one before), and what is left is sampled for quality.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from tqdm import tqdm
+
+from benchmarks import latency, results
+from benchmarks.budget_report import last_attempts, plot, table_of
+from benchmarks.desk_policy import DeskPolicy
+from benchmarks.episodes import make_specs
+from benchmarks.latency import Asked, Latencies, Question, Samples
+from benchmarks.points import exact_quality
+from benchmarks.server_process import running_server
+from benchmarks.statistics import p99, quantile, wilson_interval
+from benchmarks.step_cost import StepCost, fit_step_cost, latency_quantile, samples_for
+from client import PolicyClient
+from client.sims.desk import phrasings as desk_phrasings
+from models import checkpoint
+from models.guidance import network_rows
+from models.mixtures import QUADRANTS
+from models.sampling import Sampling
+
+BackendName = Literal["onnx", "torch"]
+
+FEWER = 0.8
+"""Of the steps that missed too often, tried next."""
+ATTEMPTS = 8
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    """What `python -m benchmarks budget` takes.
+
+    Attributes:
+        checkpoint: folder of the policy; the bundled one if not given.
+        rates_hz: how often the robot asks; its budget is the whole period.
+        backend: what runs the network.
+        guidance_scale: w; one that is neither 0 nor −1 takes two network rows a step.
+        num_steps: counts at which the cost of a step is measured.
+        miss_rate: steps "fit" if no more than this share of requests is missed.
+        duration_s: how long a count is put to the test at its rate, in wall-clock time.
+        episodes: per task of the desk, for the success that the steps buy.
+        seed: of the order, the observations, starts and phrasings; a report's, so below 100.
+        out: folder of budget.json, budget_samples.csv and budget.png.
+    """
+
+    checkpoint: Path = checkpoint.PRETRAINED / "desk"
+    rates_hz: tuple[float, ...] = (10.0, 20.0, 50.0)
+    backend: tuple[BackendName, ...] = ("onnx", "torch")
+    guidance_scale: tuple[float, ...] = (0.0, 1.0)
+    num_steps: tuple[int, ...] = (1, 30, 100, 300, 1000)
+    miss_rate: float = 0.01
+    duration_s: float = 10.0
+    episodes: int = 10
+    seed: int = 4
+    out: Path = Path("results")
+
+    def __post_init__(self) -> None:
+        """Check ranges, naming the field."""
+        for name in ("rates_hz", "backend", "guidance_scale"):
+            if not getattr(self, name):
+                msg = f"{name}: expected at least one, got none"
+                raise ValueError(msg)
+        for rate_hz in self.rates_hz:
+            if not rate_hz > 0:
+                msg = f"rates_hz: expected more than 0, got {rate_hz}"
+                raise ValueError(msg)
+        if len(set(self.num_steps)) < 2 or min(self.num_steps) < 1:
+            msg = f"num_steps: expected two counts or more, from 1 up, got {self.num_steps}"
+            raise ValueError(msg)
+        if not 0 < self.miss_rate < 1:
+            msg = f"miss_rate: expected a share between 0 and 1, got {self.miss_rate}"
+            raise ValueError(msg)
+        if not self.duration_s * min(self.rates_hz) >= 1:
+            msg = f"duration_s: expected at least one period, got {self.duration_s}"
+            raise ValueError(msg)
+        if self.episodes < 1:
+            msg = f"episodes: expected at least 1, got {self.episodes}"
+            raise ValueError(msg)
+        if not 0 <= self.seed < 100:
+            msg = f"seed: expected 0..99 (larger ones are for choosing), got {self.seed}"
+            raise ValueError(msg)
+
+
+def step_cost(measured: Latencies, guidance_scale: float, miss_rate: float) -> StepCost:
+    """The line through the (1 − miss_rate) latency quantiles of one w.
+
+    Raises:
+        ValueError: fewer than two counts were fast enough to be measured at length.
+    """
+    quantiles = {}
+    for asked, samples in measured.answers.items():
+        found = latency_quantile(samples, miss_rate)
+        if asked.guidance_scale == guidance_scale and found is not None:
+            quantiles[asked.num_steps] = found
+    return fit_step_cost(quantiles)
+
+
+def predict(cost: StepCost, budget_s: float, most: int) -> dict[str, Any]:
+    """How many steps should fit, and what limits them.
+
+    Args:
+        cost: predicted latency by steps.
+        budget_s: for the whole answer.
+        most: T.
+    """
+    steps = cost.steps_within(budget_s, most)
+    limit = "budget" if steps < most else f"T = {most}"
+    if steps == 0:
+        limit = f"not even 1 step fits: it takes {cost.latency_s(1) * 1e3:.1f} ms"
+    return {
+        "step_s": cost.step_s,
+        "fixed_s": cost.fixed_s,
+        "predicted_steps": steps or None,
+        "predicted_s": cost.latency_s(max(steps, 1)),
+        "limited_by": limit,
+    }
+
+
+def verify(
+    address: str, asked: Asked, questions: Sequence[Question], rate_hz: float, config: BudgetConfig
+) -> tuple[dict[str, Any], list[float]]:
+    """Ask for exactly this count at exactly this rate: what happened, and the raw latencies."""
+    with PolicyClient(address) as policy:
+        policy.metadata(timeout_s=10.0)
+        found = latency.ask_at_rate(
+            policy,
+            asked,
+            questions,
+            period_s=1 / rate_hz,
+            duration_s=config.duration_s,
+            seed=config.seed,
+        )
+    measured = {
+        "num_steps": asked.num_steps,
+        "nfe": asked.num_steps * network_rows(asked.guidance_scale),
+        "fits": found.miss_rate <= config.miss_rate,
+        "due_requests": found.due_requests,
+        "late": found.late,
+        "refused": found.refused,
+        "lost": found.lost,
+        "miss_rate": found.miss_rate,
+        "latency_p50_s": quantile(found.latencies_s, 0.5),
+        "latency_p99_s": p99(found.latencies_s),
+        "latency_max_s": max(found.latencies_s, default=None),
+        "time_s": quantile(found.answer_s, 0.5),
+    }
+    return measured, found.latencies_s
+
+
+_NOT_ASKED = dict.fromkeys(
+    (
+        *("num_steps", "nfe", "fits", "due_requests", "late", "refused", "lost", "miss_rate"),
+        *("latency_p50_s", "latency_p99_s", "latency_max_s", "time_s"),
+    )
+)
+_NO_QUALITY = dict.fromkeys(("episodes", "success_rate", "success_interval", "sw2"))
+
+
+class Quality:
+    """What a way of sampling buys; each is measured once, however often it is asked for."""
+
+    def __init__(self, config: BudgetConfig) -> None:
+        # 32,000 points a call: a second thread is slower than one where anything else runs
+        torch.set_num_threads(1)
+        self._desk: DeskPolicy | None = None
+        if checkpoint.read_manifest(config.checkpoint).spec.task == "desk":
+            self._desk = DeskPolicy(config.checkpoint)
+            self._specs = make_specs(config.episodes, config.seed, desk_phrasings.known())
+        self._known: dict[Sampling, dict[str, Any]] = {}
+
+    def of(self, sampling: Sampling) -> dict[str, Any]:
+        """Success at the desk (of no other robot), and the sampler's own error on a mixture."""
+        if sampling not in self._known:
+            found = {**_NO_QUALITY, "sw2": exact_quality(QUADRANTS, sampling)["sw2"]}
+            if self._desk is not None:
+                outcomes = self._desk.play(self._specs, sampling)
+                successes = outcomes.count("asked")
+                found["episodes"] = len(outcomes)
+                found["success_rate"] = successes / len(outcomes)
+                found["success_interval"] = wilson_interval(successes, len(outcomes))
+            self._known[sampling] = found
+        return self._known[sampling]
+
+
+def measure_backend(
+    backend: BackendName, config: BudgetConfig, questions: Sequence[Question], samples: Samples
+) -> list[dict[str, Any]]:
+    """Every rate and w with one backend: the prediction, and one row for each attempt.
+
+    Args:
+        backend: what runs the network.
+        config: of the benchmark.
+        questions: what is asked.
+        samples: raw samples are added here, with what they are of.
+    """
+    manifest = checkpoint.read_manifest(config.checkpoint)
+    per_case = samples_for(config.miss_rate)
+    cases = [Asked(n, w) for w in config.guidance_scale for n in sorted(set(config.num_steps))]
+
+    def named(asked: Asked, rate_hz: float | None) -> dict[str, Any]:
+        return {"backend": backend, "rate_hz": rate_hz, **vars(asked)}
+
+    with running_server(config.checkpoint, "--backend", backend) as server:
+        total = per_case * (len(cases) + 1)
+        with tqdm(total=total, desc=f"{backend}: cost", unit="request", file=sys.stderr) as bar:
+            measured = latency.measure(
+                server.address,
+                cases,
+                questions,
+                budget_s=1 / min(config.rates_hz),
+                samples=per_case,
+                seed=config.seed,
+                progress=bar.update,
+            )
+        samples += [(named(asked, None), found) for asked, found in measured.answers.items()]
+        costs = {w: step_cost(measured, w, config.miss_rate) for w in config.guidance_scale}
+        rows = []
+        wanted = [(rate, w) for rate in config.rates_hz for w in config.guidance_scale]
+        order = random.Random(config.seed).sample(wanted, len(wanted))
+        for rate_hz, w in tqdm(order, desc=f"{backend}: at its rate", file=sys.stderr):
+            plan = {
+                "rate_hz": rate_hz,
+                "budget_s": 1 / rate_hz,
+                "backend": backend,
+                "guidance_scale": w,
+                "sampler": manifest.defaults.sampler,
+                "grid": manifest.defaults.grid,
+                "eta": manifest.defaults.eta,
+                "network": manifest.spec.task,
+                "ping_p50_s": quantile(measured.pings, 0.5),
+                "ping_max_s": max(measured.pings),
+                **predict(costs[w], 1 / rate_hz, manifest.diffusion.num_timesteps),
+            }
+            steps = plan["predicted_steps"]
+            if steps is None:
+                rows.append({**plan, **_NOT_ASKED, **_NO_QUALITY})
+            for _ in range(ATTEMPTS if steps else 0):
+                asked = Asked(steps, w)
+                found, seconds = verify(server.address, asked, questions, rate_hz, config)
+                samples.append((named(asked, rate_hz), seconds))
+                limit = plan["limited_by"] if steps == plan["predicted_steps"] else "budget"
+                rows.append({**plan, **found, **_NO_QUALITY, "limited_by": limit})
+                if found["fits"] or steps == 1:
+                    break
+                steps = max(1, int(FEWER * steps))
+    return sorted(rows, key=lambda row: wanted.index((row["rate_hz"], row["guidance_scale"])))
+
+
+def run(config: BudgetConfig, console: Console) -> tuple[list[dict[str, Any]], Samples]:
+    """Measure; what is done is written after each backend and at the end."""
+    manifest = checkpoint.read_manifest(config.checkpoint)
+    most = manifest.diffusion.num_timesteps
+    if max(config.num_steps) > most:
+        msg = f"num_steps: expected 1..{most} (T of this policy), got {max(config.num_steps)}"
+        raise ValueError(msg)
+    questions = latency.questions_for(manifest.spec, config.seed)
+    rows: list[dict[str, Any]] = []
+    samples: Samples = []
+    for backend in config.backend:
+        console.print(f"starting a server with {backend} …")
+        rows += measure_backend(backend, config, questions, samples)
+        results.write_results(config.out, "budget", vars(config), rows)
+        latency.write_samples(config.out / "budget_samples.csv", samples)
+    quality = Quality(config)
+    for row in tqdm(last_attempts(rows), desc="quality", file=sys.stderr):
+        if row["num_steps"] is not None:
+            how = [row[name] for name in ("sampler", "grid", "eta", "guidance_scale")]
+            row.update(quality.of(Sampling(row["num_steps"], *how)))
+            results.write_results(config.out, "budget", vars(config), rows)
+    return rows, samples
+
+
+def main(config: BudgetConfig) -> None:
+    """Measure, print the table, write results, raw samples and the plot."""
+    console = results.console()
+    rows, samples = run(config, console)
+    plot(rows, samples, config.miss_rate, config.out / "budget.png")
+    console.print(table_of(rows))
+    console.print(f"wrote budget.json, budget_samples.csv and budget.png to {config.out}")

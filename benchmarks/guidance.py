@@ -1,0 +1,201 @@
+"""The lesson's third exercise: what the guidance scale does to points, and to a robot."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.table import Table
+from tqdm import tqdm
+
+from benchmarks import points, results
+from benchmarks.desk_policy import DeskPolicy
+from benchmarks.episodes import make_specs
+from benchmarks.points import PointModel
+from benchmarks.sweep import Record, describe, desk_success, pick, point_models
+from client.sims.desk import phrasings as desk_phrasings
+from models import checkpoint
+from models.sampling import Sampling
+
+MOST_2M_STEPS = 50
+"""DPM-Solver++(2M) is for few steps; with a thousand it is DDIM."""
+_SHOWN_POINTS = 1_000
+
+
+@dataclass(frozen=True)
+class GuidanceConfig:
+    """What `python -m benchmarks guidance` takes.
+
+    Attributes:
+        guidance_scale: w of Ho & Salimans; 0 is the plain conditional model, −1 ignores the
+            condition. diffusers' guidance_scale is 1 + w.
+        num_steps: step counts on the 2-D target, on the log-SNR grid.
+        desk_num_steps: step count on the desk.
+        phrasings: what the desk policy is told.
+        mixture: JSON file of the 2-D target {"modes": [condition][mode][2], "std": …}; four
+            quadrants with three modes each if not given.
+        checkpoint: folder of the desk policy; the bundled one if not given.
+        episodes: per task, w and phrasings; 0 leaves the desk out.
+        seed: of the desk's starts, phrasings and noise.
+        out: folder of guidance.json, guidance.png and guidance_points.png.
+    """
+
+    guidance_scale: tuple[float, ...] = (-1, 0, 1, 3, 7, 15)
+    num_steps: tuple[int, ...] = (10, 50, 1000)
+    desk_num_steps: int = 10
+    phrasings: tuple[Literal["known", "unseen"], ...] = ("known", "unseen")
+    mixture: Path | None = None
+    checkpoint: Path = checkpoint.PRETRAINED / "desk"
+    episodes: int = 20
+    seed: int = 7
+    out: Path = Path("results/guidance")
+
+    def __post_init__(self) -> None:
+        """Check ranges, naming the field."""
+        for count in (*self.num_steps, self.desk_num_steps):
+            if not 1 <= count <= 1000:
+                msg = f"num_steps: expected 1..1000, got {count}"
+                raise ValueError(msg)
+
+
+def point_cases(config: GuidanceConfig) -> list[Sampling]:
+    """DDIM at every count, DPM-Solver++(2M) at the small ones."""
+    return [
+        Sampling(count, sampler, "logsnr", guidance_scale=w)
+        for w in config.guidance_scale
+        for count in config.num_steps
+        for sampler in ("ddim", "dpmpp_2m")
+        if sampler == "ddim" or count <= MOST_2M_STEPS
+    ]
+
+
+def run(config: GuidanceConfig, models: Sequence[PointModel]) -> list[dict[str, Any]]:
+    """Measure every case; what is done is written after each."""
+    record = Record(config.out, "guidance", vars(config))
+    cases = list(itertools.product(models, point_cases(config)))
+    for model, sampling in tqdm(cases, desc="points", file=sys.stderr):
+        row = describe("points", model.network, sampling) | points.measure(model, sampling)
+        record.add(row, partial(model.sample, sampling, 0, 1, 0))
+    if config.episodes:
+        desk = DeskPolicy(config.checkpoint)
+        both = list(itertools.product(config.phrasings, config.guidance_scale))
+        for words, w in tqdm(both, desc="desk", file=sys.stderr):
+            specs = make_specs(config.episodes, config.seed, desk_phrasings.load(words))
+            sampling = desk.sampling(config.desk_num_steps, w)
+            row = describe("desk", "film_mlp", sampling) | desk_success(desk, specs, sampling)
+            record.add({**row, "phrasings": words}, partial(desk.draw, sampling))
+    record.add_times()
+    return record.rows
+
+
+def table_of(rows: Sequence[dict[str, Any]]) -> Table:
+    """Adherence, quality and diversity by w."""
+    table = Table(title="guidance: accuracy of the condition, and what it costs")
+    for name in ("target", "network", "sampler", "steps", "w", "accuracy", "on mode"):
+        table.add_column(
+            name, justify="left" if name in ("target", "network", "sampler") else "right"
+        )
+    for name in ("at bound", "covered", "entropy", "success", "opposite"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        found = (
+            ("", "", "", "", "", f"{row['success_rate']:.1%}", f"{row['opposite_rate']:.1%}")
+            if row["target"] == "desk"
+            else (
+                f"{row['accuracy']:.1%}",
+                f"{row['on_mode']:.1%}",
+                f"{row['at_bound']:.2%}",
+                f"{row['mode_coverage']:.0%}",
+                f"{row['mode_entropy']:.3f}",
+                "",
+                "",
+            )
+        )
+        name = f"{row['target']}, {row['phrasings']}" if "phrasings" in row else row["target"]
+        how = (name, row["network"], row["sampler"], str(row["num_steps"]))
+        table.add_row(*how, f"{row['guidance_scale']:g}", *found)
+    return table
+
+
+def plot_points(config: GuidanceConfig, models: Sequence[PointModel], path: Path) -> None:
+    """Scatter plots: a column a w, a row a network and step count, a colour a condition."""
+    shown = list(itertools.product(models, config.num_steps))
+    columns = len(config.guidance_scale)
+    figure = Figure(figsize=(2.1 * columns, 2.1 * len(shown)), layout="constrained")
+    panels = figure.subplots(len(shown), columns, squeeze=False, sharex=True, sharey=True)
+    for line, (model, count) in zip(panels, shown, strict=True):
+        for panel, w in zip(line, config.guidance_scale, strict=True):
+            sampling = Sampling(count, "ddim", "logsnr", guidance_scale=w)
+            for condition in range(model.mixture.num_conditions):
+                x, y = model.sample(sampling, condition, _SHOWN_POINTS, condition).T
+                panel.plot(x, y, ".", markersize=1, alpha=0.5)
+            panel.plot(*model.mixture.means.T, "k+", markersize=6)
+            panel.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), aspect="equal")
+        name = "exact score" if model.network == "exact" else "trained"
+        line[0].set_ylabel(f"{name}\n{count} steps")
+    for panel, w in zip(panels[0], config.guidance_scale, strict=True):
+        panel.set_title(f"w = {w:g}" + {-1.0: ": unconditional", 0.0: ": conditional"}.get(w, ""))
+    figure.savefig(path, dpi=110)
+
+
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Accuracy, on-mode share and entropy over w at each count; success of the desk over w."""
+    desk = pick(rows, target="desk")
+    figure = Figure(figsize=(16, 4) if desk else (12, 4), layout="constrained")
+    panels = figure.subplots(1, 4 if desk else 3)
+    scales = list(dict.fromkeys(row["guidance_scale"] for row in rows))
+    where = np.arange(len(scales))
+    counts = list(dict.fromkeys(row["num_steps"] for row in pick(rows, target="points")))
+    colors = dict(zip(counts, ("tab:blue", "tab:green", "tab:red", "tab:purple"), strict=False))
+    for network, count in itertools.product(("exact", "concat_mlp"), counts):
+        mine = pick(rows, target="points", network=network, sampler="ddim", num_steps=count)
+        for panel, name in zip(panels, ("accuracy", "on_mode", "mode_entropy"), strict=False):
+            panel.plot(
+                where,
+                [row[name] for row in mine],
+                color=colors.get(count, "black"),
+                marker="o",
+                linestyle="-" if network == "exact" else ":",
+                label=f"{count} steps, {'exact score' if network == 'exact' else 'trained'}",
+            )
+    titles = ("in the asked condition", "on a mode of it", "entropy of its modes, nats")
+    for panel, title in zip(panels, titles, strict=False):
+        panel.set(title=title)
+    panels[0].legend(fontsize=7)
+    for words in dict.fromkeys(row["phrasings"] for row in desk):
+        mine = pick(desk, phrasings=words)
+        for name, style in (("success_rate", "-"), ("opposite_rate", ":")):
+            panels[3].plot(
+                where,
+                [row[name] for row in mine],
+                color="tab:blue" if words == "known" else "tab:red",
+                marker="o",
+                linestyle=style,
+                label=f"{'success' if name == 'success_rate' else 'opposite task'}, {words}",
+            )
+    if desk:
+        panels[3].set(title="desk policy, by phrasings")
+        panels[3].legend(fontsize=7)
+    for panel in panels:
+        panel.set_xticks(where, [f"{w:g}" for w in scales])
+        panel.set_xlabel("guidance scale w")
+        panel.grid(alpha=0.3)
+    figure.savefig(path, dpi=130)
+
+
+def main(config: GuidanceConfig) -> None:
+    """Measure, print the table, write `guidance.json` and the plots."""
+    models = point_models(config.mixture, config.out)
+    rows = run(config, models)
+    plot(rows, config.out / "guidance.png")
+    plot_points(config, models, config.out / "guidance_points.png")
+    console = results.console()
+    console.print(table_of(rows))
+    console.print(f"wrote guidance.json, guidance.png and guidance_points.png to {config.out}")

@@ -1,0 +1,159 @@
+"""What `benchmarks.tune` shows to people: its tables and its plot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from benchmarks.statistics import wilson_interval
+
+Rows = Sequence[dict[str, Any]]
+
+
+def _stage(rows: Rows, name: str) -> list[dict[str, Any]]:
+    return [row for row in rows if row["stage"] == name]
+
+
+def tables_of(rows: Rows) -> list[Table]:
+    """One a stage: w, steps by sampler and grid, latency; with marks at what was chosen."""
+    (chosen,) = _stage(rows, "chosen")
+    return [
+        _guidance_table(_stage(rows, "guidance"), chosen),
+        _steps_table(_stage(rows, "steps"), chosen),
+        _latency_table(_stage(rows, "latency"), chosen),
+    ]
+
+
+def _guidance_table(rows: Rows, chosen: dict[str, Any]) -> Table:
+    steps = rows[0]["num_steps"]
+    table = Table(title=f"success by guidance scale, {steps} steps, the same episodes for all")
+    lists = list(dict.fromkeys(row["phrasings"] for row in rows))
+    for name in ("w", *(f"{one} phrasings" for one in lists), "episodes each", ""):
+        table.add_column(name, justify="right")
+    for w in dict.fromkeys(row["guidance_scale"] for row in rows):
+        mine = {row["phrasings"]: row for row in rows if row["guidance_scale"] == w}
+        table.add_row(
+            f"{w:g}",
+            *(f"{mine[one]['success_rate']:.1%}" for one in lists),
+            str(mine[lists[0]]["episodes"]),
+            "chosen" if w == chosen["guidance_scale"] else "",
+        )
+    return table
+
+
+def _steps_table(rows: Rows, chosen: dict[str, Any]) -> Table:
+    how = f"w = {chosen['guidance_scale']:g}, {rows[0]['episodes']} episodes, the same for all"
+    table = Table(title=f"success by denoising steps, {how}")
+    for name in ("sampler", "grid"):
+        table.add_column(name)
+    counts = sorted({row["num_steps"] for row in rows})
+    for count in counts:
+        table.add_column(str(count), justify="right")
+    table.add_column("")
+    for sampler, grid in dict.fromkeys((row["sampler"], row["grid"]) for row in rows):
+        rates = {
+            row["num_steps"]: row["success_rate"]
+            for row in rows
+            if (row["sampler"], row["grid"]) == (sampler, grid)
+        }
+        mine = (sampler, grid) == (chosen["sampler"], chosen["grid"])
+        table.add_row(
+            sampler,
+            grid,
+            *(f"{rates[count]:.1%}" for count in counts),
+            f"min {chosen['min_steps']}, useful {chosen['max_useful_steps']}" if mine else "",
+        )
+    return table
+
+
+def _latency_table(rows: Rows, chosen: dict[str, Any]) -> Table:
+    how = f"{rows[0]['backend']}, {rows[0]['sampler']}, {rows[0]['grid']}"
+    table = Table(title=f"latency on this machine, back to back ({how})")
+    for name in ("steps", "requests", "p50 ms", "quantile ms", "slowest ms", ""):
+        table.add_column(name, justify="right")
+
+    def ms(seconds: float | None) -> str:
+        return "–" if seconds is None else f"{seconds * 1e3:.1f}"
+
+    for row in rows:
+        marks = [
+            name for name in ("min_steps", "max_useful_steps") if chosen[name] == row["num_steps"]
+        ]
+        table.add_row(
+            str(row["num_steps"]),
+            str(row["samples"]),
+            ms(row["latency_p50_s"]),
+            ms(row["latency_quantile_s"]),
+            ms(row["latency_max_s"]),
+            ", ".join(marks),
+        )
+    floor = rows[0]
+    table.add_row("ping", "", ms(floor["ping_p50_s"]), ms(floor["ping_quantile_s"]), "", "")
+    return table
+
+
+def plot(rows: Rows, budget_s: float, miss_rate: float, path: Path) -> None:
+    """Success by w, success by steps for every sampler and grid, latency against the budget."""
+    figure = Figure(figsize=(14, 4.2), layout="constrained")
+    panels = figure.subplots(1, 3)
+    (chosen,) = _stage(rows, "chosen")
+    guidance = _stage(rows, "guidance")
+    for phrasings in dict.fromkeys(row["phrasings"] for row in guidance):
+        mine = [row for row in guidance if row["phrasings"] == phrasings]
+        _draw_success(panels[0], mine, "guidance_scale", f"{phrasings} phrasings", "o-")
+        _draw_interval(panels[0], mine, "guidance_scale")
+    panels[0].axvline(chosen["guidance_scale"], color="black", linestyle=":", label="chosen")
+    panels[0].set(xlabel="w", title=f"guidance scale, {guidance[0]['num_steps']} steps")
+    steps = _stage(rows, "steps")
+    for sampler, grid in dict.fromkeys((row["sampler"], row["grid"]) for row in steps):
+        mine = [row for row in steps if (row["sampler"], row["grid"]) == (sampler, grid)]
+        is_chosen = (sampler, grid) == (chosen["sampler"], chosen["grid"])
+        label = f"{sampler}, {grid}" + (" (chosen)" if is_chosen else "")
+        _draw_success(panels[1], mine, "num_steps", label, "o-" if is_chosen else ".--")
+        if is_chosen:  # six intervals on top of each other say nothing
+            _draw_interval(panels[1], mine, "num_steps")
+    for name, style in (("min_steps", ":"), ("max_useful_steps", "--")):
+        panels[1].axvline(chosen[name], color="black", linestyle=style, label=name)
+    panels[1].set(xscale="log", xlabel="denoising steps", title="sampler and grid")
+    times = _stage(rows, "latency")
+    for name, label in (("p50", "median"), ("quantile", f"{1 - miss_rate:.10g} quantile")):
+        values = [row[f"latency_{name}_s"] for row in times]
+        panels[2].plot(
+            [row["num_steps"] for row in times],
+            [np.nan if value is None else 1e3 * value for value in values],
+            "o-",
+            label=label,
+        )
+    panels[2].axhline(1e3 * budget_s, color="black", linestyle="--", label="budget")
+    panels[2].axhline(1e3 * times[0]["ping_p50_s"], color="grey", linestyle=":", label="ping")
+    panels[2].set(
+        xscale="log", yscale="log", xlabel="denoising steps", ylabel="ms", title="latency here"
+    )
+    for panel in panels:
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=7)
+    figure.savefig(path, dpi=130)
+
+
+def _draw_success(panel: Axes, rows: Rows, over: str, label: str, style: str) -> None:
+    """A line of success over one field."""
+    rates = [100 * row["success_rate"] for row in rows]
+    panel.plot([row[over] for row in rows], rates, style, label=label)
+    panel.set(ylabel="episodes, %")
+
+
+def _draw_interval(panel: Axes, rows: Rows, over: str) -> None:
+    """The 95% interval of the line drawn last."""
+    intervals = [
+        wilson_interval(round(row["success_rate"] * row["episodes"]), row["episodes"])
+        for row in rows
+    ]
+    low, high = ([100 * interval[end] for interval in intervals] for end in (0, 1))
+    color = panel.get_lines()[-1].get_color()
+    panel.fill_between([row[over] for row in rows], low, high, color=color, alpha=0.12)
