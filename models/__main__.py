@@ -42,8 +42,8 @@ def main() -> None:
             subcommand(
                 "train-mixture",
                 description=(
-                    "Train the small network of the sampler and guidance sweeps, a noise predictor "
-                    "for 2-D points with a condition, or go on. A bundled one for the built-in "
+                    "Train the small denoising network of the sampler and guidance sweeps, for 2-D "
+                    "points with a condition, or go on. A bundled one for the built-in "
                     "target is there already; give --mixture for a target of your own. Afterwards: "
                     "models.train_mixture.load_mixture_network(Path(OUT))."
                 ),

@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 
@@ -20,7 +21,7 @@ from client.specs import PolicySpec
 from models.grids import GridName
 from models.networks.film_mlp import FilmMlpConfig
 from models.policy import DiffusionConfig, DiffusionPolicy
-from models.samplers import SamplerName
+from models.samplers import SamplerName, takes_eta
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -31,6 +32,9 @@ PRETRAINED = Path(__file__).parent / "pretrained"
 
 
 SERVED_GRIDS: tuple[GridName, ...] = ("trailing", "linspace", "logsnr")
+"""Grids whose first timestep does not depend on the step count."""
+SERVED_SAMPLERS: tuple[SamplerName, ...] = ("ddim", "dpmpp_2m")
+"""DDPM with the posterior variance is ddim with eta = 1; the other one is for comparisons."""
 
 
 class CheckpointError(ValueError):
@@ -54,19 +58,27 @@ class SamplingDefaults:
     sampler: SamplerName = "ddim"
 
     def __post_init__(self) -> None:
-        """Refuse what the server cannot do."""
+        """Refuse what the server cannot do, or should not."""
         if self.grid not in SERVED_GRIDS:
             msg = (
                 f"defaults.grid: expected one of {', '.join(SERVED_GRIDS)} (a served grid starts "
                 f"at the same timestep for any step count), got {self.grid!r}"
             )
             raise ValueError(msg)
-        if self.sampler not in get_args(SamplerName):
-            expected = ", ".join(get_args(SamplerName))
-            msg = f"defaults.sampler: expected one of {expected}, got {self.sampler!r}"
+        if self.sampler not in SERVED_SAMPLERS:
+            expected = " or ".join(SERVED_SAMPLERS)
+            msg = f"defaults.sampler: expected {expected}, got {self.sampler!r}"
             raise ValueError(msg)
-        if not 0 <= self.eta <= 1 or (self.eta and self.sampler != "ddim"):
-            msg = f"defaults.eta: expected 0..1 with ddim, 0 with others, got {self.eta}"
+        if (self.sampler, self.grid) == ("dpmpp_2m", "linspace"):
+            raise ValueError(
+                "defaults: dpmpp_2m extrapolates, which the last steps of linspace are too long "
+                "for; choose logsnr or trailing"
+            )
+        if not 0 <= self.eta <= 1 or (self.eta and not takes_eta(self.sampler)):
+            msg = f"defaults.eta: expected 0..1 with ddim, 0 with {self.sampler}, got {self.eta}"
+            raise ValueError(msg)
+        if not math.isfinite(self.guidance_scale):
+            msg = f"defaults.guidance_scale: expected a finite number, got {self.guidance_scale}"
             raise ValueError(msg)
 
 

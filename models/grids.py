@@ -45,8 +45,8 @@ def leading(num_steps: int, start: int) -> npt.NDArray[np.int64]:
 
 
 LOGSNR_RANGE = (-8.0, 7.5)
-"""log(ab/(1 − ab)) at the ends of the uniform log-SNR grid. Outside it a sample is noise or clean
-within a few per mille; chosen by `python -m benchmarks logsnr` on mixtures that no report uses."""
+"""log(ab/(1 − ab)) at the ends of the uniform log-SNR grid: outside it a sample is noise, or clean,
+to 2% of its amplitude. Chosen by `python -m benchmarks logsnr` on mixtures that no report uses."""
 
 
 def uniform_logsnr(
@@ -63,7 +63,8 @@ def uniform_logsnr(
     Args:
         num_steps: points.
         start: timestep of the sample now. A new sample, at T − 1, begins at the noisy end of the
-            range instead, one in mid-flight where it is.
+            range instead (at T − 1 only if it has more steps than there are timesteps below that
+            end); one in mid-flight goes on where it is.
         alpha_bar: float64 [T].
         ends: log-SNR of the noisiest and of the cleanest point.
     """
@@ -71,7 +72,6 @@ def uniform_logsnr(
     noisy, clean = (int(np.abs(logsnr - end).argmin()) for end in ends)
     if start == len(alpha_bar) - 1 and num_steps <= noisy + 1:
         start = noisy
-    clean = min(clean, start)
     ideal = np.interp(
         np.linspace(-logsnr[start], -logsnr[clean], num_steps), -logsnr, np.arange(len(logsnr))
     )
@@ -102,8 +102,11 @@ def make_timesteps(
     Raises:
         ValueError: num_steps out of range, or an unknown grid.
     """
-    if start is None:
-        start = len(alpha_bar) - 1
+    last = len(alpha_bar) - 1
+    start = last if start is None else start
+    if not 0 <= start <= last:
+        msg = f"start: expected 0..{last}, got {start}"
+        raise ValueError(msg)
     if not 1 <= num_steps <= start + 1:
         msg = f"num_steps: expected 1..{start + 1} from timestep {start}, got {num_steps}"
         raise ValueError(msg)

@@ -20,7 +20,7 @@ class Mixture:
     """Equally likely conditions, each a mixture of equally likely isotropic Gaussians.
 
     Attributes:
-        modes: [condition][mode][2], the means; they and what lies around them belong within ±1.
+        modes: [condition][mode][2], the means, within ±1; samples beyond that are clipped.
         std: of every mode.
     """
 
@@ -31,13 +31,13 @@ class Mixture:
         """Check shapes and ranges."""
         if not self.modes or not all(self.modes):
             raise ValueError("mixture: modes: expected at least one mode for every condition")
+        if not 0 < self.std < 1:
+            msg = f"mixture: std: expected 0 < std < 1, got {self.std}"
+            raise ValueError(msg)
         for mode in (mode for modes in self.modes for mode in modes):
             if len(mode) != 2 or not all(abs(value) <= 1 for value in mode):
                 msg = f"mixture: modes: expected points of 2 numbers within -1..1, got {mode}"
                 raise ValueError(msg)
-        if not 0 < self.std < 1:
-            msg = f"mixture: std: expected 0 < std < 1, got {self.std}"
-            raise ValueError(msg)
 
     @classmethod
     def load(cls, path: Path) -> Mixture:
@@ -49,11 +49,11 @@ class Mixture:
         try:
             fields = json.loads(path.read_text("utf-8"))
             modes = tuple(
-                tuple(tuple(float(value) for value in mode) for mode in condition)
+                tuple(tuple(_number(value) for value in mode) for mode in condition)
                 for condition in fields["modes"]
             )
-            return cls(modes, float(fields["std"]))  # type: ignore[arg-type]
-        except (ValueError, TypeError, KeyError) as error:
+            return cls(modes, _number(fields["std"]))  # type: ignore[arg-type]
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             msg = f"{path}: expected modes [condition][mode][2] and std: {error!r}"
             raise ValueError(msg) from error
 
@@ -79,6 +79,13 @@ class Mixture:
         which = rng.integers(len(means), size=count)
         samples: npt.NDArray[np.float64] = means[which]
         return samples + self.std * rng.standard_normal((count, 2))
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        msg = f"expected a number, got {value!r}"
+        raise TypeError(msg)
+    return float(value)
 
 
 QUADRANTS = Mixture(

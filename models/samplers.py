@@ -64,7 +64,8 @@ def ddpm_coefficients(
     """Coefficients of one ancestral update x_t → x_prev (Ho et al. 2020, arXiv:2006.11239).
 
     The mean is that of the posterior q(x_prev | x_t, x0), its eq. 7; §3.2 offers two variances.
-    When timesteps are skipped, beta = 1 − ab_t/ab_prev (Nichol & Dhariwal 2021, arXiv:2102.09672, §4).
+    When timesteps are skipped, beta = 1 − ab_t/ab_prev (Nichol & Dhariwal 2021, arXiv:2102.09672,
+    §4).
 
     Args:
         alpha_bar_t: float64 [rows], at the current timestep.
@@ -135,6 +136,12 @@ def _half_logsnr(ab: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return 0.5 * (np.log(ab) - np.log1p(-ab))
 
 
+MOST_EXTRAPOLATED = 2.0
+"""DPM-Solver++(2M) extrapolates over at most so many times the log-SNR step before; a longer step
+is of first order. Two predictions so close say little about one so far: on the linspace grid, whose
+last steps stretch five-fold, errors grow with the step count without this."""
+
+
 def sampler_coefficients(
     sampler: SamplerName,
     alpha_bar: npt.NDArray[np.float64],
@@ -143,6 +150,9 @@ def sampler_coefficients(
     before: int | None = None,
 ) -> npt.NDArray[np.float64]:
     """Coefficients of every update of a sampler that visits `timesteps` and ends in clean data.
+
+    They depend on the timesteps alone, not on when they were planned: what is left of a plan has
+    the coefficients of the whole, `before` being the timestep executed last.
 
     Args:
         sampler: which update.
@@ -157,7 +167,7 @@ def sampler_coefficients(
     Raises:
         ValueError: an unknown sampler, an eta it does not take, or timesteps that do not fall.
     """
-    if sampler != "ddim" and eta != 0:
+    if eta != 0 and not takes_eta(sampler):
         msg = f"eta: {sampler} takes 0 only (eta is DDIM's), got {eta:g}"
         raise ValueError(msg)
     t = np.asarray(timesteps, np.int64)
@@ -171,27 +181,30 @@ def sampler_coefficients(
         case "ddpm_beta":
             return ddpm_coefficients(ab_t, ab_prev, "beta")
         case "dpmpp_2m":
-            if before is not None and not alpha_bar[before] < ab_t[0]:
-                msg = f"before: expected a timestep above the first one, {t[0]}, got {before}"
-                raise ValueError(msg)
-            ab_before = np.array([0.0, *ab_t[:-1]])
-            if before is not None and not _stretches(alpha_bar[before], ab_t[0], ab_prev[0]):
-                ab_before[0] = alpha_bar[before]
-            return dpmpp_2m_coefficients(ab_before, ab_t, ab_prev)
+            first = 0.0 if before is None else alpha_bar[before]
+            ab_before = np.array([first, *ab_t[:-1]])
+            full = dpmpp_2m_coefficients(ab_before, ab_t, ab_prev)
+            short = dpmpp_2m_coefficients(0.0, ab_t, ab_prev)
+            return np.where(_stretches(ab_before, ab_t, ab_prev)[:, None], short, full)
         case _:
             msg = f"sampler: expected one of {', '.join(get_args(SamplerName))}, got {sampler!r}"
             raise ValueError(msg)
 
 
-def _stretches(ab_before: float, ab_t: float, ab_prev: float) -> bool:
-    """Whether a re-planned step is over twice as long as the one before, in log-SNR.
+def takes_eta(sampler: str) -> bool:
+    """Whether eta may be other than 0."""
+    return sampler == "ddim"
 
-    To extrapolate so far from two predictions so close would multiply their errors.
-    """
-    if ab_prev == 1:
-        return True
-    before, now, then = _half_logsnr(np.array([ab_before, ab_t, ab_prev]))
-    return bool(then - now > 2 * (now - before))
+
+def _stretches(
+    ab_before: npt.NDArray[np.float64],
+    ab_t: npt.NDArray[np.float64],
+    ab_prev: npt.NDArray[np.float64],
+) -> npt.NDArray[np.bool_]:
+    """Which steps are more than `MOST_EXTRAPOLATED` times as long as the one before."""
+    with np.errstate(divide="ignore"):
+        before, now, then = (_half_logsnr(ab) for ab in (ab_before, ab_t, ab_prev))
+    return then - now > MOST_EXTRAPOLATED * (now - before)
 
 
 def alpha_bar_at(

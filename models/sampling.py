@@ -53,6 +53,7 @@ def denoise(
     conditions: Tensor,
     sampling: Sampling,
     draw: Callable[[int], npt.NDArray[np.float32]],
+    *,
     timesteps: npt.NDArray[np.int64] | None = None,
 ) -> Tensor:
     """Run one sampler loop for rows that share their plan.

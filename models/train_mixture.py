@@ -89,7 +89,7 @@ def trained_network(mixture: Mixture, folder: Path) -> TrainedMixture:
 
     Raises:
         CheckpointError: a finished network in `folder` is unusable.
-        ValueError: `folder` holds a run with another mixture or other settings.
+        ValueError: an unfinished run in `folder` has another mixture or other settings.
     """
     bundled = load_mixture_network(BUNDLED)
     if bundled.mixture == mixture:

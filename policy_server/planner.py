@@ -105,6 +105,8 @@ class Planner:
             eta: 0 deterministic .. 1 ancestral; 0 for a sampler that has no such choice.
             before: the timestep executed last, if any.
         """
+        if self._sampler != "dpmpp_2m":
+            before = None  # others do not look back, so their plans need not be told apart
         return self._cached_plan(min(num_steps, start + 1), start, eta, before)
 
     def _make_plan(self, num_steps: int, start: int, eta: float, before: int | None) -> Plan:

@@ -22,6 +22,7 @@ from models import checkpoint
 from models.checkpoint import CheckpointError, Manifest
 from models.instruction_encoder import INSTRUCTION_DIM, InstructionEncoder, weights_sha256
 from models.policy import DiffusionPolicy
+from models.samplers import takes_eta
 from policy_server.backends.onnx_backend import OnnxBackend
 from policy_server.backends.protocol import Backend, BackendSettings
 from policy_server.backends.torch_backend import TorchBackend
@@ -121,7 +122,7 @@ def calibrate(engine: Engine, manifest: Manifest, clock: Callable[[], float]) ->
                 num_steps=_CALIBRATION_STEPS,
                 guidance_scale=w,
                 # every code path: drawing noise too, where the sampler does
-                eta=1.0 if manifest.defaults.sampler == "ddim" else 0.0,
+                eta=1.0 if takes_eta(manifest.defaults.sampler) else 0.0,
                 seed=number,
                 best_effort=True,
             )

@@ -33,6 +33,7 @@ from client.messages import (
     Request,
     Timing,
 )
+from models.samplers import takes_eta
 from policy_server.engine import (
     SHUTTING_DOWN,
     SUPERSEDED,
@@ -136,7 +137,7 @@ class Service:
             msg = f"guidance_scale: expected −{limit:g}..{limit:g}, got {request.guidance_scale:g}"
             raise InvalidRequestError(msg)
         sampler = self._metadata.defaults.sampler
-        if request.eta and sampler != "ddim":
+        if request.eta and not takes_eta(sampler):
             msg = f"eta: this policy is sampled with {sampler}, which takes 0 only; leave it out"
             raise InvalidRequestError(msg)
         embedding = self._instructions.get(request.instruction)

@@ -54,6 +54,11 @@ def test_a_file_outside_the_folder_is_refused(folder):
         ("min_steps", 9, "min_steps <= max_useful_steps"),
         ("max_useful_steps", 1001, "max_useful_steps <= 1000"),
         ("defaults", {"grid": "leading"}, "defaults.grid"),
+        ("defaults", {"sampler": "ddpm"}, "defaults.sampler: expected ddim or dpmpp_2m"),
+        ("defaults", {"sampler": "dpmpp_2m", "eta": 0.5, "grid": "logsnr"}, "defaults.eta"),
+        ("defaults", {"sampler": "dpmpp_2m", "grid": "linspace"}, "choose logsnr or trailing"),
+        ("defaults", {"eta": 1.5}, "defaults.eta"),
+        ("defaults", {"guidance_scale": float("nan")}, "defaults.guidance_scale"),
         ("network", {"width": 3}, "network|argument"),
     ],
 )

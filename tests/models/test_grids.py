@@ -48,6 +48,19 @@ def test_a_new_sample_on_the_logsnr_grid_begins_at_the_noisy_end_for_any_step_co
     assert first == np.abs(LOGSNR - LOGSNR_RANGE[0]).argmin()
 
 
+@pytest.mark.parametrize(("num_steps", "first"), [(988, 987), (989, 999), (1000, 999)])
+def test_a_logsnr_grid_with_more_steps_than_its_range_has_timesteps_begins_at_the_very_top(
+    num_steps, first
+):
+    assert make_timesteps("logsnr", num_steps, ALPHA_BAR)[0] == first
+
+
+@pytest.mark.parametrize("start", [-1, 1000])
+def test_a_start_that_is_no_timestep_is_refused(start):
+    with pytest.raises(ValueError, match=r"start: expected 0\.\.999"):
+        make_timesteps("trailing", 1, ALPHA_BAR, start)
+
+
 @given(start=st.integers(0, 998), choice=st.floats(0, 1))
 def test_a_sample_in_mid_flight_goes_on_where_it_is(start, choice):
     for grid in ("trailing", "linspace", "logsnr"):

@@ -65,7 +65,7 @@ def textbook_steps(sampler, eta, timesteps, denoiser, start, noises):
             alpha, sigma = np.sqrt([ab, ab_prev]), np.sqrt([1 - ab, 1 - ab_prev])
             h = np.diff(np.log(alpha / sigma))[0]
             estimate = x0
-            if x0_before is not None:
+            if x0_before is not None and h <= 2 * h_before:  # a longer one is of first order
                 r = h_before / h
                 estimate = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * x0_before
             x = sigma[1] / sigma[0] * x - alpha[1] * np.expm1(-h) * estimate

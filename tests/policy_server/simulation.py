@@ -76,12 +76,8 @@ def expected_actions(request, timesteps):
     return x
 
 
-def expected_actions_2m(request, timesteps, replanned=frozenset()):
-    """The same for DPM-Solver++(2M), from its algorithm 2.
-
-    `replanned`: the timesteps at which a new plan was made in mid-flight; there alone a step over
-    twice as long as the one before is of first order.
-    """
+def expected_actions_2m(request, timesteps):
+    """The same for DPM-Solver++(2M), from its algorithm 2; too long a step is of first order."""
     x = draw_noise(request.seed, 1000, CHUNK)
     x0_before = lambda_before = None
     for t, t_prev in zip(timesteps, [*timesteps[1:], END], strict=True):
@@ -96,26 +92,11 @@ def expected_actions_2m(request, timesteps, replanned=frozenset()):
         estimate = x0
         if x0_before is not None:
             h_before = lambda_t - lambda_before
-            if t not in replanned or h <= 2 * h_before:
+            if h <= 2 * h_before:
                 estimate = x0 + h / (2 * h_before) * (x0 - x0_before)
         x = sigma_prev / sigma * x - alpha_prev * np.expm1(-h) * estimate
         x0_before, lambda_before = x0, lambda_t
     raise AssertionError("timesteps: expected at least one")
-
-
-class RecordingPlanner(Planner):
-    """Remembers at which timesteps plans were made for a sample in mid-flight."""
-
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.replanned = set()
-
-    def plan(self, num_steps, start, eta, before=None):
-        if before is None:
-            self.replanned.clear()
-        else:
-            self.replanned.add(start)
-        return super().plan(num_steps, start, eta, before)
 
 
 class World:
@@ -134,7 +115,7 @@ class World:
         self.backend = SimulatedBackend(self.clock, **backend)
         self.cost = CostModel()
         steps = StepRange(min_steps, max_useful_steps, 1000)
-        self.planner = RecordingPlanner(steps, self.cost, ALPHA_BAR, grid, sampler)
+        self.planner = Planner(steps, self.cost, ALPHA_BAR, grid, sampler)
         self.engine = Engine(self.backend, self.planner, self.cost, self.clock, max_waiting)
         self.next_id = 0
         for w in (0.0, 1.0):  # calibration, as the server does it

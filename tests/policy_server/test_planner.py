@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.grids import LOGSNR_RANGE
+from models.grids import LOGSNR_RANGE, make_timesteps
 from models.samplers import ddim_coefficients, sampler_coefficients
 from tests.policy_server.simulation import ALPHA_BAR, World
 
@@ -70,15 +70,17 @@ def test_a_new_2m_plan_begins_at_the_noisy_end_of_its_grid_with_a_step_of_first_
         assert plan.coefficients[-1].tolist() == [0, 1, 0, 0]
 
 
-@pytest.mark.parametrize("num_steps", [5, 8, 20])
-def test_what_is_left_of_a_2m_plan_has_the_coefficients_of_the_whole(num_steps):
-    whole = MULTISTEP.plan(num_steps, 999, 0.0)
+@pytest.mark.parametrize("grid", ["logsnr", "linspace", "trailing"])
+@pytest.mark.parametrize("num_steps", [5, 8, 20, 62])
+def test_what_is_left_of_a_2m_plan_has_the_coefficients_of_the_whole(num_steps, grid):
+    timesteps = make_timesteps(grid, num_steps, ALPHA_BAR)
+    whole = sampler_coefficients("dpmpp_2m", ALPHA_BAR, timesteps, 0.0)
     for k in range(1, num_steps - 1):
-        left = whole.timesteps[k:]
+        left = timesteps[k:]
         coefficients = sampler_coefficients(
-            "dpmpp_2m", ALPHA_BAR, left, 0.0, before=int(whole.timesteps[k - 1])
+            "dpmpp_2m", ALPHA_BAR, left, 0.0, before=int(timesteps[k - 1])
         )
-        np.testing.assert_array_equal(coefficients, whole.coefficients[k:])
+        np.testing.assert_array_equal(coefficients, whole[k:])
         alone = sampler_coefficients("dpmpp_2m", ALPHA_BAR, left, 0.0)
         assert alone[0, 2] == 0  # without `before` it would be of first order
 

@@ -1,5 +1,6 @@
 """What becomes of requests between socket and engine, with a sentence encoder that can be held."""
 
+import dataclasses
 import threading
 
 import numpy as np
@@ -294,3 +295,14 @@ def test_errors_of_a_bad_request_leave_nothing_behind(rig):
     assert rig.service.idle
     rig.act(2)
     assert len(rig.run()) == 1
+
+
+def test_eta_is_refused_where_the_sampler_has_none(rig):
+    metadata = rig.service._metadata
+    defaults = SamplingDefaults(0.0, 0.0, "dpmpp_2m", "logsnr")
+    rig.service._metadata = dataclasses.replace(metadata, defaults=defaults)
+    with pytest.raises(InvalidRequestError, match="eta: this policy is sampled with dpmpp_2m"):
+        rig.act(2, eta=0.5)
+    rig.act(3, eta=0.0)
+    ((_, chunk),) = rig.run()
+    assert isinstance(chunk, ActionChunk)
