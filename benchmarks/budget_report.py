@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def table_of(rows: Sequence[dict[str, Any]]) -> Table:
             f"{row['step_s'] * 1e3:.3f}",
             shown(row["predicted_steps"], 1, "{:d}"),
             shown(row["num_steps"], 1, "{:d}"),
-            shown(row["miss_rate"], 100, "{:.1f}%"),
+            _missed(row),
             "no" if row["fits"] is False else row["limited_by"],
             shown(row["latency_p50_s"], 1e3, "{:.1f}"),
             shown(row["latency_max_s"], 1e3, "{:.1f}"),
@@ -51,6 +51,14 @@ def table_of(rows: Sequence[dict[str, Any]]) -> Table:
             shown(row["sw2"], 1, "{:.4f}"),
         )
     return table
+
+
+def _missed(row: dict[str, Any]) -> str:
+    """Of how many requests, since of few requests the share is a guess."""
+    if row["miss_rate"] is None:
+        return "–"
+    missed = row["late"] + row["refused"] + row["lost"]
+    return f"{missed} of {row['due_requests']}"
 
 
 def plot(rows: Sequence[dict[str, Any]], samples: Samples, miss_rate: float, path: Path) -> None:
@@ -67,30 +75,35 @@ def plot(rows: Sequence[dict[str, Any]], samples: Samples, miss_rate: float, pat
         offset = (groups.index((backend, w)) - (len(groups) - 1) / 2) * width
         places = [rates_hz.index(row["rate_hz"]) + offset for row in mine]
         _draw_steps(panels[0], mine, places, width, color=color, label=f"{backend}, w = {w:g}")
-        cost = [
-            (of["num_steps"], found)
+        cost = {
+            of["num_steps"]: latency_quantile(seconds, miss_rate)
             for of, seconds in samples
             if (of["backend"], of["guidance_scale"], of["rate_hz"]) == (backend, w, None)
-            and (found := latency_quantile(seconds, miss_rate)) is not None
-        ]
+        }
         _draw_cost(panels[1], cost, mine[0], color)
         for row in mine:
-            _draw_quality(panels[2:], row, color, _MARKERS[rates_hz.index(row["rate_hz"]) % 8])
+            if row["fits"]:
+                marker = _MARKERS[rates_hz.index(row["rate_hz"]) % 8]
+                _draw_quality(panels[2:], row, color, marker)
     panels[0].set(yscale="symlog", ylabel="denoising steps", title="fit the period")
     panels[0].plot([], [], ":", color="black", label="predicted")
-    panels[0].set_xticks(range(len(rates_hz)), [f"{rate:g} Hz" for rate in rates_hz])
+    due = {row["rate_hz"]: row["due_requests"] for row in rows if row["due_requests"]}
+    names = [f"{rate:g} Hz\n{due.get(rate, 'no')} requests" for rate in rates_hz]
+    panels[0].set_xticks(range(len(rates_hz)), names)
+    panels[0].set_xlim(-0.5, len(rates_hz) - 0.5)  # where nothing fits there is no bar
     panels[0].legend(fontsize=7)
     for number, rate_hz in enumerate(rates_hz):
         panels[1].axhline(1e3 / rate_hz, color="black", linestyle="--", linewidth=0.8)
         panels[2].plot([], [], _MARKERS[number % 8], color="grey", label=f"{rate_hz:g} Hz")
+    each = max(len(seconds) for of, seconds in samples if of["rate_hz"] is None)
     panels[1].set(
         yscale="log",
-        ylabel=f"{1 - miss_rate:.1%} quantile of latency, ms",
-        title="back to back (dashed: the periods)",
+        ylabel=f"{1 - miss_rate:.10g} quantile of {each} requests, ms",
+        title="latency, back to back (dashed: the periods)",
     )
     panels[2].set(ylabel="episodes, %", ylim=(-4, 104), title="success at the desk, 95% interval")
     panels[2].legend(fontsize=7, loc="lower left")
-    panels[3].set(ylabel="sliced W2", title="exact scores (w = 0 is the target)")
+    panels[3].set(ylabel="sliced W2", title="the sampler's own error (exact score)")
     if any(row["sw2"] for row in ends):  # an axis without points cannot be logarithmic
         panels[3].set(yscale="log")
     most = max([of["num_steps"] for of, _ in samples])
@@ -110,20 +123,25 @@ def _draw_steps(
     color: str,
     label: str,
 ) -> None:
-    """Bars: the steps that fit, 0 if none did; dotted, the prediction."""
-    fit = [row["num_steps"] if row["fits"] else 0 for row in rows]
-    panel.bar_label(panel.bar(places, fit, width, color=color, label=label), fontsize=7)
-    predicted = [row["predicted_steps"] or 0 for row in rows]
+    """Bars: the steps that fit, where some were found; dotted, the prediction."""
+    fit = [row["num_steps"] if row["fits"] else np.nan for row in rows]
+    texts = [f"{row['num_steps']}" if row["fits"] else "" for row in rows]
+    bars = panel.bar(places, fit, width, color=color, label=label)
+    panel.bar_label(bars, texts, fontsize=7)
+    for row, place in zip(rows, places, strict=True):
+        if not row["fits"]:
+            panel.text(place, 0.1, "none found", ha="center", va="bottom", rotation=90, fontsize=7)
+    predicted = [row["predicted_steps"] or np.nan for row in rows]
     panel.bar(places, predicted, width, fill=False, edgecolor=color, linestyle=":")
 
 
 def _draw_cost(
-    panel: Axes, cost: Sequence[tuple[int, float]], row: dict[str, Any], color: str
+    panel: Axes, cost: Mapping[int, float | None], row: dict[str, Any], color: str
 ) -> None:
-    """Measured latency by steps, in seconds, and the line through it."""
-    steps = [count for count, _ in cost]
-    panel.plot(steps, [1e3 * seconds for _, seconds in cost], "o", color=color)
-    line = np.geomspace(min(steps), max(steps))
+    """Latency by steps, in seconds, where it was measured at length, and the line."""
+    values = [np.nan if seconds is None else 1e3 * seconds for seconds in cost.values()]
+    panel.plot([*cost], values, "o", color=color)
+    line = np.geomspace(min(cost), max(cost))
     panel.plot(line, 1e3 * (row["fixed_s"] + line * row["step_s"]), color=color, linewidth=1)
 
 

@@ -7,21 +7,19 @@ something else is better by more than chance: a change must earn itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from benchmarks.step_cost import largest_within
 from models.grids import GridName
 from models.guidance import network_rows
 from models.samplers import SamplerName
 from models.sampling import Sampling
 
 USEFUL_WITHIN = 0.015
-"""More steps are useful while success is more than this below the best: about two and a half
-standard errors of 300 episodes near 99%, and the best of many counts is a little lucky."""
+"""More steps are useful while success is lower than the best by more than this and than chance."""
 USABLE_WITHIN = 0.10
-"""A count whose success is at most this below the best gives a usable chunk."""
+"""A count gives a usable chunk unless success is lower by more than this and than chance."""
 LEVEL = 0.05
 """Of the test that says whether a difference is more than chance; shared by all candidates."""
 
@@ -84,29 +82,6 @@ class Choice:
     max_useful_steps: int
 
 
-def choose(rows: Sequence[Mapping[str, Any]], best: float | None = None) -> tuple[int, int]:
-    """(min_steps, max_useful_steps) from rows with `num_steps` and `success_rate`.
-
-    Each is the smallest count from which on every measured one is within its bound of the best, so
-    that a lucky count below a bad one does not count.
-
-    Args:
-        rows: one a count.
-        best: success that they are held against; the best of `rows` if not given.
-    """
-    reference: float = max(row["success_rate"] for row in rows) if best is None else best
-
-    def smallest_within(bound: float) -> int:
-        chosen = max(row["num_steps"] for row in rows)
-        for row in sorted(rows, key=lambda row: row["num_steps"], reverse=True):
-            if row["success_rate"] < reference - bound:
-                break
-            chosen = row["num_steps"]
-        return int(chosen)
-
-    return smallest_within(USABLE_WITHIN), smallest_within(USEFUL_WITHIN)
-
-
 def paired_p_value(one: Sequence[bool], other: Sequence[bool]) -> float:
     """Two-sided exact p of McNemar's test: how surprising are the episodes that only one wins?
 
@@ -130,21 +105,21 @@ def paired_p_value(one: Sequence[bool], other: Sequence[bool]) -> float:
 def first_unless_better(succeeded: Mapping[K, Sequence[bool]]) -> K:
     """The first candidate, unless another succeeds more often by more than chance.
 
-    Each is compared with the first, at `LEVEL` over their number (Bonferroni); of several that are
-    better the best is taken, the earliest listed if equal.
+    Each is compared with the first, at `LEVEL` over their number (Bonferroni). Among several that
+    are better the same rule holds, so the best of them, which may be lucky, is not simply taken.
 
     Args:
         succeeded: candidate → success by episode, the same episodes for all.
     """
     first: K
     first, *others = succeeded
-    better = [
-        other
+    better = {
+        other: succeeded[other]
         for other in others
         if sum(succeeded[other]) > sum(succeeded[first])
         and paired_p_value(succeeded[other], succeeded[first]) <= LEVEL / len(others)
-    ]
-    return max(better, key=lambda other: sum(succeeded[other]), default=first)
+    }
+    return first_unless_better(better) if better else first
 
 
 def choose_guidance(cells: Sequence[Cell]) -> float:
@@ -159,66 +134,65 @@ def choose_guidance(cells: Sequence[Cell]) -> float:
     return first_unless_better(succeeded)
 
 
-def choose_pair(cells: Sequence[Cell]) -> Choice:
-    """Sampler and grid with the fewest useful steps, and how many these are.
+def _smallest_of_run(counts: Iterable[int], good: Collection[int]) -> int:
+    """From the largest good count down to just above the next one that is not; one is good."""
+    run: list[int] = []
+    for count in sorted(counts, reverse=True):
+        if count in good:
+            run.append(count)
+        elif run:
+            break
+    return run[-1]
 
-    Ties go to the fewest usable steps, then to the pair listed first unless another succeeds more
-    often by more than chance. A pair whose success does not come near the best is no candidate.
+
+def choose_pair(cells: Sequence[Cell]) -> Choice:
+    """Sampler and grid, how many steps are useful with them, and how few are usable.
+
+    A cell is worse than the best of all if its success is lower by more than a bound and, as the
+    best of many is a little lucky, by more than chance: at `LEVEL` over their number (Bonferroni).
+    The useful steps of a pair are the smallest count from which on, up to the largest that is not
+    worse, none is; the usable ones likewise, at most the useful ones. So a lucky count below a bad
+    one does not count, and neither does a bad one at the end.
+
+    The pair listed first stays, unless one with fewer useful steps is better with so few, by more
+    than chance; of those with equally many useful steps likewise with the fewest usable ones. A
+    pair that is worse than the best at every count is no candidate.
 
     Args:
         cells: the same episodes and the same counts for every pair.
     """
+    best = max(cells, key=lambda cell: sum(cell.succeeded))
+    level = LEVEL / max(1, len(cells) - 1)
+
+    def not_worse(cell: Cell, bound: float) -> bool:
+        short = sum(best.succeeded) - sum(cell.succeeded)
+        return (
+            short <= bound * len(best.outcomes)
+            or paired_p_value(best.succeeded, cell.succeeded) > level
+        )
+
     pairs: dict[tuple[SamplerName, GridName], dict[int, Cell]] = {}
     for cell in cells:
         counts = pairs.setdefault((cell.sampling.sampler, cell.sampling.grid), {})
         counts[cell.sampling.num_steps] = cell
-    best = max(cell.row()["success_rate"] for cell in cells)
-    choices = {
-        pair: Choice(*pair, *choose([cell.row() for cell in counts.values()], best))
-        for pair, counts in pairs.items()
-    }
-    chosen_cell = {pair: pairs[pair][choices[pair].max_useful_steps] for pair in pairs}
-    good = [p for p in pairs if chosen_cell[p].row()["success_rate"] >= best - USEFUL_WITHIN]
-    if not good:  # nowhere does success stay at its best: the largest counts decide
-        good = list(pairs)
-    fewest = min((choices[p].max_useful_steps, choices[p].min_steps) for p in good)
-    tied = [p for p in good if (choices[p].max_useful_steps, choices[p].min_steps) == fewest]
-    return choices[first_unless_better({pair: chosen_cell[pair].succeeded for pair in tied})]
+    choices: list[Choice] = []
+    for pair, counts in pairs.items():
+        useful = {n for n, cell in counts.items() if not_worse(cell, USEFUL_WITHIN)}
+        usable = {n for n, cell in counts.items() if not_worse(cell, USABLE_WITHIN)}
+        if useful:
+            most = _smallest_of_run(counts, useful)
+            fewest = _smallest_of_run((n for n in counts if n <= most), usable)
+            choices.append(Choice(*pair, fewest, most))
 
-
-def recommend(
-    choice: Choice, latencies_s: Mapping[int, float], budget_s: float, miss_rate: float
-) -> str:
-    """What all this means on this machine, in plain English.
-
-    Args:
-        choice: of steps.
-        latencies_s: step count → (1 − miss_rate) quantile of latency, from min_steps up; if all are
-            far too slow, a lower bound of that of min_steps alone.
-        budget_s: what it must not exceed.
-        miss_rate: largest share of answers that may be late.
-    """
-    fewest, most = choice.min_steps, choice.max_useful_steps
-    budget = f"{budget_s * 1e3:g} ms with a miss rate of at most {miss_rate:g} on this machine"
-    fits = largest_within(latencies_s, budget_s)
-    if fits is None:
-        return (
-            f"Not even min_steps = {fewest} fits {budget_s * 1e3:g} ms: it takes "
-            f"{latencies_s[fewest] * 1e3:.1f} ms or more. This machine cannot serve this policy in "
-            "time: allow more, or use a faster machine or a smaller network. What is written says "
-            "how good how many steps are, not how fast, so it is written all the same."
+    def first_unless_better_with(num_steps: int, candidates: Sequence[Choice]) -> Choice:
+        return first_unless_better(
+            {one: pairs[one.sampler, one.grid][num_steps].succeeded for one in candidates}
         )
-    if fits < most:
-        return (
-            f"Only {fits} of the {most} useful steps fit {budget}. The planner gives what fits, "
-            f"and refuses a request that does not leave time for {fewest}."
-        )
-    more = (
-        f"At least {fits} would fit (more were not measured)."
-        if fits == max(latencies_s)
-        else f"Up to {fits} would fit."
-    )
-    return (
-        f"max_useful_steps = {most} fits {budget}: the {1 - miss_rate:.10g} quantile of latency is "
-        f"{latencies_s[most] * 1e3:.1f} ms. {more}"
-    )
+
+    fewest = min(one.max_useful_steps for one in choices)
+    others = [one for one in choices if one.max_useful_steps == fewest]
+    chosen = first_unless_better_with(fewest, list(dict.fromkeys([choices[0], *others])))
+    tied = [one for one in choices if one.max_useful_steps == chosen.max_useful_steps]
+    fewest = min(one.min_steps for one in tied)
+    others = [one for one in tied if one.min_steps == fewest]
+    return first_unless_better_with(fewest, list(dict.fromkeys([chosen, *others])))

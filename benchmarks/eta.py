@@ -15,63 +15,50 @@ from rich.table import Table
 from tqdm import tqdm
 
 from benchmarks import points, results
-from benchmarks.desk_policy import DeskPolicy
 from benchmarks.episodes import make_specs
-from benchmarks.sweep import Record, describe, desk_success, pick, point_models
+from benchmarks.sweep import Record, SweepConfig, describe, desk_success, pick, point_models
 from client.sims.desk import phrasings as desk_phrasings
-from models import checkpoint
 from models.sampling import Sampling
 
 NUM_SETS = 2
 
 
-@dataclass(frozen=True)
-class EtaConfig:
+@dataclass(frozen=True, kw_only=True)
+class EtaConfig(SweepConfig):
     """What `python -m benchmarks eta` takes.
 
     Attributes:
         eta: values to compare; 0 is deterministic, 1 ancestral DDPM.
         num_steps: step counts on the 2-D target.
         desk_num_steps: step counts on the desk.
-        mixture: JSON file of the 2-D target {"modes": [condition][mode][2], "std": …}; four
-            quadrants with three modes each if not given.
-        checkpoint: folder of the desk policy; the bundled one if not given.
-        episodes: per task, step count and eta; 0 leaves the desk out.
-        seed: of the desk's starts, phrasings and noise.
-        out: folder of eta.json and eta.png.
     """
 
     eta: tuple[float, ...] = (0.0, 0.5, 1.0)
     num_steps: tuple[int, ...] = (5, 10, 25, 50, 100, 250, 1000)
     desk_num_steps: tuple[int, ...] = (1, 2, 5, 10, 50)
-    mixture: Path | None = None
-    checkpoint: Path = checkpoint.PRETRAINED / "desk"
-    episodes: int = 10
     seed: int = 6
     out: Path = Path("results/eta")
 
     def __post_init__(self) -> None:
         """Check ranges, naming the field."""
-        for name in ("eta", "num_steps", "desk_num_steps"):
-            low, high = (0, 1) if name == "eta" else (1, 1000)
-            for value in getattr(self, name):
-                if not low <= value <= high:
-                    msg = f"{name}: expected {low}..{high}, got {value}"
-                    raise ValueError(msg)
+        super().__post_init__()
+        self.check_values("eta", 0, 1)
+        self.check_values("num_steps", 1, 1000)
+        self.check_values("desk_num_steps", 1, 1000)
 
 
 def run(config: EtaConfig) -> list[dict[str, Any]]:
-    """Measure every case; what is done is written after each."""
+    """Measure every case."""
     record = Record(config.out, "eta", vars(config))
-    models = point_models(config.mixture, config.out)
+    desk = config.desk(config.desk_num_steps)
+    models = point_models(config.mixture)
     cases = list(itertools.product(models, config.num_steps, config.eta))
     for model, count, eta in tqdm(cases, desc="points", file=sys.stderr):
         sampling = Sampling(count, eta=eta)
         row = describe("points", model.network, sampling)
         row |= points.measure(model, sampling, NUM_SETS)
         record.add(row, partial(model.sample, sampling, 0, 1, 0))
-    if config.episodes:
-        desk = DeskPolicy(config.checkpoint)
+    if desk is not None:
         specs = make_specs(config.episodes, config.seed, desk_phrasings.known())
         both = list(itertools.product(config.desk_num_steps, config.eta))
         for count, eta in tqdm(both, desc="desk", file=sys.stderr):
@@ -80,6 +67,7 @@ def run(config: EtaConfig) -> list[dict[str, Any]]:
             row |= desk.spread(specs, sampling)
             record.add(row, partial(desk.draw, sampling))
     record.add_times()
+    record.finish()
     return record.rows
 
 

@@ -16,12 +16,10 @@ from rich.table import Table
 from tqdm import tqdm
 
 from benchmarks import points, results
-from benchmarks.desk_policy import DeskPolicy
 from benchmarks.episodes import make_specs
 from benchmarks.points import PointModel
-from benchmarks.sweep import Record, describe, desk_success, pick, point_models
+from benchmarks.sweep import Record, SweepConfig, describe, desk_success, pick, point_models
 from client.sims.desk import phrasings as desk_phrasings
-from models import checkpoint
 from models.sampling import Sampling
 
 MOST_2M_STEPS = 50
@@ -29,8 +27,8 @@ MOST_2M_STEPS = 50
 _SHOWN_POINTS = 1_000
 
 
-@dataclass(frozen=True)
-class GuidanceConfig:
+@dataclass(frozen=True, kw_only=True)
+class GuidanceConfig(SweepConfig):
     """What `python -m benchmarks guidance` takes.
 
     Attributes:
@@ -39,30 +37,22 @@ class GuidanceConfig:
         num_steps: step counts on the 2-D target, on the log-SNR grid.
         desk_num_steps: step count on the desk.
         phrasings: what the desk policy is told.
-        mixture: JSON file of the 2-D target {"modes": [condition][mode][2], "std": …}; four
-            quadrants with three modes each if not given.
-        checkpoint: folder of the desk policy; the bundled one if not given.
-        episodes: per task, w and phrasings; 0 leaves the desk out.
-        seed: of the desk's starts, phrasings and noise.
-        out: folder of guidance.json, guidance.png and guidance_points.png.
+        episodes: per task of the desk, w and phrasings; 0 leaves the desk out.
     """
 
     guidance_scale: tuple[float, ...] = (-1, 0, 1, 3, 7, 15)
     num_steps: tuple[int, ...] = (10, 50, 1000)
     desk_num_steps: int = 10
     phrasings: tuple[Literal["known", "unseen"], ...] = ("known", "unseen")
-    mixture: Path | None = None
-    checkpoint: Path = checkpoint.PRETRAINED / "desk"
     episodes: int = 20
     seed: int = 7
     out: Path = Path("results/guidance")
 
     def __post_init__(self) -> None:
         """Check ranges, naming the field."""
-        for count in (*self.num_steps, self.desk_num_steps):
-            if not 1 <= count <= 1000:
-                msg = f"num_steps: expected 1..1000, got {count}"
-                raise ValueError(msg)
+        super().__post_init__()
+        self.check_values("guidance_scale", -1, 100)
+        self.check_values("num_steps", 1, 1000)
 
 
 def point_cases(config: GuidanceConfig) -> list[Sampling]:
@@ -77,14 +67,14 @@ def point_cases(config: GuidanceConfig) -> list[Sampling]:
 
 
 def run(config: GuidanceConfig, models: Sequence[PointModel]) -> list[dict[str, Any]]:
-    """Measure every case; what is done is written after each."""
+    """Measure every case."""
     record = Record(config.out, "guidance", vars(config))
+    desk = config.desk([config.desk_num_steps])
     cases = list(itertools.product(models, point_cases(config)))
     for model, sampling in tqdm(cases, desc="points", file=sys.stderr):
         row = describe("points", model.network, sampling) | points.measure(model, sampling)
         record.add(row, partial(model.sample, sampling, 0, 1, 0))
-    if config.episodes:
-        desk = DeskPolicy(config.checkpoint)
+    if desk is not None:
         both = list(itertools.product(config.phrasings, config.guidance_scale))
         for words, w in tqdm(both, desc="desk", file=sys.stderr):
             specs = make_specs(config.episodes, config.seed, desk_phrasings.load(words))
@@ -92,6 +82,7 @@ def run(config: GuidanceConfig, models: Sequence[PointModel]) -> list[dict[str, 
             row = describe("desk", "film_mlp", sampling) | desk_success(desk, specs, sampling)
             record.add({**row, "phrasings": words}, partial(desk.draw, sampling))
     record.add_times()
+    record.finish()
     return record.rows
 
 
@@ -180,8 +171,10 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 linestyle=style,
                 label=f"{'success' if name == 'success_rate' else 'opposite task'}, {words}",
             )
+        low, high = zip(*(row["success_interval"] for row in mine), strict=True)
+        panels[3].fill_between(where, low, high, color=panels[3].lines[-1].get_color(), alpha=0.1)
     if desk:
-        panels[3].set(title="desk policy, by phrasings")
+        panels[3].set(title="desk policy, 95% interval")
         panels[3].legend(fontsize=7)
     for panel in panels:
         panel.set_xticks(where, [f"{w:g}" for w in scales])
@@ -192,7 +185,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 def main(config: GuidanceConfig) -> None:
     """Measure, print the table, write `guidance.json` and the plots."""
-    models = point_models(config.mixture, config.out)
+    models = point_models(config.mixture)
     rows = run(config, models)
     plot(rows, config.out / "guidance.png")
     plot_points(config, models, config.out / "guidance_points.png")

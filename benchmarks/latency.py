@@ -205,9 +205,14 @@ class AtRate:
     answer_s: list[float]
 
     @property
+    def missed(self) -> int:
+        """Due requests that were late, refused or lost."""
+        return self.late + self.refused + self.lost
+
+    @property
     def miss_rate(self) -> float:
-        """Share of due requests that were late, refused or lost."""
-        return (self.late + self.refused + self.lost) / self.due_requests
+        """Share of due requests that were missed."""
+        return self.missed / self.due_requests
 
 
 def ask_at_rate(
@@ -282,12 +287,15 @@ def write_samples(path: Path, samples: Samples) -> None:
 
     Args:
         path: of the file.
-        samples: the keys of the first one name the columns.
+        samples: of anything that has the same keys; these name the columns.
+
+    Raises:
+        ValueError: one has a key that the first has not.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    columns = [*(samples[0][0] if samples else ()), "latency_s"]
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        for number, (of, seconds) in enumerate(samples):
-            if number == 0:
-                writer.writerow([*of, "latency_s"])
-            writer.writerows([*of.values(), f"{one:.6f}"] for one in seconds)
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        for of, seconds in samples:
+            writer.writerows({**of, "latency_s": f"{one:.6f}"} for one in seconds)

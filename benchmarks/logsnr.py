@@ -14,7 +14,8 @@ from rich.table import Table
 from tqdm import tqdm
 
 from benchmarks import results
-from benchmarks.points import PointModel, reference, sliced_w2
+from benchmarks.point_quality import reference, sliced_w2
+from benchmarks.points import PointModel
 from models.grids import uniform_logsnr
 from models.mixtures import Mixture
 from models.sampling import Sampling
@@ -44,7 +45,11 @@ class LogsnrConfig:
     out: Path = Path("results/logsnr")
 
     def __post_init__(self) -> None:
-        """Keep choosing and reporting apart."""
+        """Check ranges, and keep choosing and reporting apart."""
+        if min(self.mixtures, *map(len, (self.noisy_end, self.clean_end, self.num_steps))) < 1:
+            raise ValueError(
+                "noisy_end, clean_end, num_steps, mixtures: expected one or more of each"
+            )
         if self.seed < 100:
             msg = f"seed: expected 100 or more (smaller ones are for reports), got {self.seed}"
             raise ValueError(msg)
@@ -83,7 +88,7 @@ def run(config: LogsnrConfig) -> list[dict[str, Any]]:
         for index in range(config.mixtures):
             model = PointModel.exact(random_mixture(rng))
             alpha_bar = model.diffusion.alpha_bar
-            target = reference(model.mixture, 0, config.seed, _POINTS)
+            target = reference(model.mixture, 0, config.seed + index, _POINTS)
             for ends, count in itertools.product(ranges, config.num_steps):
                 sampling = Sampling(count, "dpmpp_2m", "logsnr")
                 timesteps = uniform_logsnr(count, len(alpha_bar) - 1, alpha_bar, ends)

@@ -11,9 +11,9 @@ import numpy as np
 _ROUNDING = 1e-9
 
 
-def samples_for(miss_rate: float) -> int:
-    """Samples of which two may exceed the (1 − miss_rate) quantile; at least 100."""
-    return max(100, math.ceil(2 / miss_rate - _ROUNDING))
+def samples_for(miss_rate: float, beyond: int) -> int:
+    """Samples of which `beyond` may exceed the (1 − miss_rate) quantile; at least 100."""
+    return max(100, math.ceil(beyond / miss_rate - _ROUNDING))
 
 
 def latency_quantile(samples_s: Sequence[float], miss_rate: float) -> float | None:

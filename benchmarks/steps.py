@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +18,9 @@ from rich.table import Table
 from tqdm import tqdm
 
 from benchmarks import points, results
-from benchmarks.desk_policy import DeskPolicy
 from benchmarks.episodes import make_specs
-from benchmarks.sweep import Record, describe, desk_success, pick, point_models
+from benchmarks.sweep import Record, SweepConfig, describe, desk_success, pick, point_models
 from client.sims.desk import phrasings as desk_phrasings
-from models import checkpoint
 from models.sampling import Sampling
 
 LESSON = {
@@ -35,39 +34,26 @@ LESSON = {
 DDPM_STEPS = 1000
 MOST_LOGSNR_STEPS = 100
 """Beyond it neighbouring points of the log-SNR grid fall on the same integer at the clean end."""
-NUM_SETS = 4
+NUM_SETS = 2
 
 
-@dataclass(frozen=True)
-class StepsConfig:
+@dataclass(frozen=True, kw_only=True)
+class StepsConfig(SweepConfig):
     """What `python -m benchmarks steps` takes.
 
     Attributes:
-        num_steps: step counts to try.
-        mixture: JSON file of the 2-D target {"modes": [condition][mode][2], "std": …}; four
-            quadrants with three modes each if not given.
-        checkpoint: folder of the desk policy; the bundled one if not given.
-        episodes: per task, step count and sampler; 0 leaves the desk out.
-        seed: of the desk's starts, phrasings and noise.
-        out: folder of steps.json and steps.png.
+        num_steps: step counts to try; those up to 100 also on the log-SNR grid and with
+            DPM-Solver++(2M). DDPM always takes 1000.
     """
 
     num_steps: tuple[int, ...] = (1, 2, 5, 8, 10, 25, 50, 100, 250, 500, 1000)
-    mixture: Path | None = None
-    checkpoint: Path = checkpoint.PRETRAINED / "desk"
-    episodes: int = 10
     seed: int = 5
     out: Path = Path("results/steps")
 
     def __post_init__(self) -> None:
         """Check ranges, naming the field."""
-        if self.episodes < 0:
-            msg = f"episodes: expected at least 0, got {self.episodes}"
-            raise ValueError(msg)
-        for count in self.num_steps:
-            if not 1 <= count <= DDPM_STEPS:
-                msg = f"num_steps: expected 1..{DDPM_STEPS}, got {count}"
-                raise ValueError(msg)
+        super().__post_init__()
+        self.check_values("num_steps", 1, DDPM_STEPS)
 
 
 def point_cases(num_steps: Sequence[int]) -> list[Sampling]:
@@ -89,27 +75,25 @@ def desk_cases(num_steps: Sequence[int]) -> list[Sampling]:
 
 
 def run(config: StepsConfig) -> list[dict[str, Any]]:
-    """Measure every case; what is done is written after each."""
+    """Measure every case."""
     record = Record(config.out, "steps", vars(config))
-    models = point_models(config.mixture, config.out)
+    desk = config.desk([DDPM_STEPS])
+    models = point_models(config.mixture)
     mixture = models[0].mixture
     for name, floor in (("truth", points.truth_quality), ("reference", points.reference_quality)):
         record.add({"target": "points", "network": name, **floor(mixture, NUM_SETS)})
-    cases = point_cases(config.num_steps)
-    with tqdm(total=2 * len(cases), desc="points", file=sys.stderr) as bar:
-        for model in models:
-            for sampling in cases:
-                row = describe("points", model.network, sampling)
-                row |= points.measure(model, sampling, NUM_SETS)
-                record.add(row, partial(model.sample, sampling, 0, 1, 0))
-                bar.update()
-    if config.episodes:
-        desk = DeskPolicy(config.checkpoint)
+    cases = list(itertools.product(models, point_cases(config.num_steps)))
+    for model, sampling in tqdm(cases, desc="points", file=sys.stderr):
+        row = describe("points", model.network, sampling)
+        row |= points.measure(model, sampling, NUM_SETS)
+        record.add(row, partial(model.sample, sampling, 0, 1, 0))
+    if desk is not None:
         specs = make_specs(config.episodes, config.seed, desk_phrasings.known())
         for sampling in tqdm(desk_cases(config.num_steps), desc="desk", file=sys.stderr):
             row = describe("desk", "film_mlp", sampling) | desk_success(desk, specs, sampling)
             record.add(row, partial(desk.draw, sampling))
     record.add_times()
+    record.finish()
     return record.rows
 
 
@@ -196,7 +180,12 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
         panel.set(yscale="log", ylabel="sliced Wasserstein-2 distance", title=f"2-D, {title}")
     if desk:
         _curves(panels[2], desk, "success_rate", 100.0)
-        panels[2].set(ylabel="episodes that succeed, %", ylim=(-4, 104), title="desk policy")
+        for row in desk:
+            low, high = row["success_interval"]
+            panels[2].vlines(1e3 * row["time_s"], 100 * low, 100 * high, "grey", linewidth=0.8)
+        panels[2].set(
+            ylabel="episodes that succeed, %", ylim=(-4, 104), title="desk policy, 95% interval"
+        )
     for panel in panels:
         panel.set(xscale="log", xlabel="time of one sample, ms (numbers: denoising steps)")
         panel.xaxis.set_major_formatter("{x:g}")

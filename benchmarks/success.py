@@ -32,7 +32,8 @@ class SuccessConfig:
         checkpoint: folder of the policy; the bundled one if not given.
         episodes: per task.
         num_steps: denoising steps of every answer.
-        guidance_scale: w; 0 is the plain conditional model, −1 ignores the instruction.
+        guidance_scale: w; 0 is the plain conditional model, −1 ignores the instruction; the
+            checkpoint's default if not given.
         seed: of starts, phrasings and noise. Training uses seed 0 and 1, choosing uses 100 and up.
         phrasings: known (trained on), unseen (held out), validation, or a JSON file: task → list.
         delay_ms: every answer comes this late.
@@ -45,7 +46,7 @@ class SuccessConfig:
     checkpoint: Path = checkpoint.PRETRAINED / "desk"
     episodes: int = 50
     num_steps: int = 10
-    guidance_scale: float = 0.0
+    guidance_scale: float | None = None
     seed: int = 1
     phrasings: str = "known"
     delay_ms: float = 0.0
@@ -120,7 +121,9 @@ def main(config: SuccessConfig) -> None:
     how = f"{config.num_steps} steps, {config.delay_ms:g} ms delay"
     if config.replay is not None:
         how = f"steps and delays of {config.replay}, {config.replay_background}"
-    title = f"w = {config.guidance_scale:g}, {config.phrasings} phrasings, {how}"
+    w = config.guidance_scale
+    guided = "default w" if w is None else f"w = {w:g}"
+    title = f"{guided}, {config.phrasings} phrasings, {how}"
     results.console().print(success_table(rows, title))
     path = results.write_results(config.out, "success", vars(config), rows)
     results.console().print(f"wrote {path}")

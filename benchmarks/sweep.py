@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from benchmarks.desk_policy import DeskPolicy
 from benchmarks.episodes import EpisodeSpec
 from benchmarks.points import PointModel
 from benchmarks.statistics import wilson_interval
+from models import checkpoint
 from models.mixtures import QUADRANTS, Mixture
 from models.sampling import Sampling
 from models.train_mixture import trained_network
@@ -25,15 +28,76 @@ _ROUNDS = 9
 _TIMING_SEED = 0
 
 
-def point_models(mixture_file: Path | None, out: Path) -> list[PointModel]:
-    """The exact score and a trained network, for one target.
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """What every sweep takes.
 
-    Args:
-        mixture_file: JSON; the quadrants, whose network is bundled, if not given.
-        out: where a network for another target is trained, once.
+    Attributes:
+        mixture: JSON file of the 2-D target {"modes": [condition][mode][2], "std": …}; four
+            quadrants with three modes each if not given. For another target a network is trained,
+            once (some minutes), into runs/.
+        checkpoint: folder of the desk policy; the bundled one if not given.
+        episodes: per task of the desk, for every way of sampling the same; 0 leaves the desk out.
+        seed: of the desk's starts, phrasings and noise; below 100, larger ones are for choosing.
+        out: folder of the results.
     """
+
+    mixture: Path | None = None
+    checkpoint: Path = checkpoint.PRETRAINED / "desk"
+    episodes: int = 10
+    seed: int
+    out: Path
+
+    def __post_init__(self) -> None:
+        """Check ranges, naming the field."""
+        if self.episodes < 0:
+            msg = f"episodes: expected at least 0, got {self.episodes}"
+            raise ValueError(msg)
+        if not 0 <= self.seed < 100:
+            msg = f"seed: expected 0..99 (larger ones are for choosing), got {self.seed}"
+            raise ValueError(msg)
+
+    def check_values(self, name: str, low: float, high: float) -> None:
+        """Refuse a field that does not list different values within a range.
+
+        Raises:
+            ValueError: naming the field.
+        """
+        values = getattr(self, name)
+        if not values or len(set(values)) < len(values):
+            msg = f"{name}: expected one value or more, each once, got {values}"
+            raise ValueError(msg)
+        for value in values:
+            if not low <= value <= high:
+                msg = f"{name}: expected {low:g}..{high:g}, got {value:g}"
+                raise ValueError(msg)
+
+    def desk(self, num_steps: Sequence[int]) -> DeskPolicy | None:
+        """The desk policy, loaded and able to take so many steps; None if left out.
+
+        Called before anything is measured: what is wrong with it is better known early.
+
+        Raises:
+            CheckpointError, ValueError: it is unusable, of another task, or its T is too small.
+        """
+        if not self.episodes:
+            return None
+        desk = DeskPolicy(self.checkpoint)
+        if desk.manifest.spec.task != "desk":
+            msg = (
+                f"{self.checkpoint}: expected a policy of the desk, got one of "
+                f"{desk.manifest.spec.task!r}; --episodes 0 leaves the desk out"
+            )
+            raise ValueError(msg)
+        desk.sampling(max(num_steps))
+        return desk
+
+
+def point_models(mixture_file: Path | None) -> list[PointModel]:
+    """The exact score and a trained network, for one target (see `SweepConfig.mixture`)."""
     mixture = QUADRANTS if mixture_file is None else Mixture.load(mixture_file)
-    trained = trained_network(mixture, out / "mixture_network")
+    name = hashlib.sha256(repr(mixture).encode()).hexdigest()[:12]
+    trained = trained_network(mixture, Path("runs") / f"mixture-{name}")
     return [
         PointModel.exact(mixture),
         PointModel.make("concat_mlp", mixture, trained.diffusion, trained.network),
@@ -70,7 +134,10 @@ def desk_success(
 
 
 class Record:
-    """Rows of a running benchmark; what is done is on disk after each."""
+    """Rows of a running benchmark, in NAME.partial.json after each; NAME.json when it has finished.
+
+    An interrupted run leaves what it has measured, and the results of the last whole one.
+    """
 
     def __init__(self, out: Path, name: str, config: Mapping[str, Any]) -> None:
         self.rows: list[dict[str, Any]] = []
@@ -78,32 +145,37 @@ class Record:
         self._timed: list[tuple[dict[str, Any], Callable[[], object]]] = []
 
     def add(self, row: dict[str, Any], draw: Callable[[], object] | None = None) -> None:
-        """Take a row and write all of them; `draw` makes one such sample, to be timed later."""
+        """Take a row; `draw` makes one such sample, to be timed later."""
         self.rows.append(row)
         if draw is not None:
             self._timed.append((row, draw))
-        self._write()
+        self._write(f"{self._name}.partial")
 
     def add_times(self) -> None:
-        """Give every row `time_s`: the median over rounds, each of which draws all in random order.
+        """Give every row `time_s` and its samples: rounds that draw everything, in random order.
 
         Timed one after another, a busy neighbour would decide which sampler looks slow.
         """
         rng = random.Random(_TIMING_SEED)
-        durations: dict[int, list[float]] = {index: [] for index in range(len(self._timed))}
+        for row, _ in self._timed:
+            row["time_samples_s"] = []
         with tqdm(total=_ROUNDS * len(self._timed), desc="timing", file=sys.stderr) as bar:
             for _ in range(_ROUNDS):
-                for index in rng.sample(range(len(self._timed)), len(self._timed)):
+                for row, draw in rng.sample(self._timed, len(self._timed)):
                     begun_s = time.perf_counter()
-                    self._timed[index][1]()
-                    durations[index].append(time.perf_counter() - begun_s)
+                    draw()
+                    row["time_samples_s"].append(round(time.perf_counter() - begun_s, 7))
                     bar.update()
-        for index, (row, _) in enumerate(self._timed):
-            row["time_s"] = statistics.median(durations[index])
-        self._write()
+        for row, _ in self._timed:
+            row["time_s"] = statistics.median(row["time_samples_s"])
 
-    def _write(self) -> None:
-        results.write_results(self._out, self._name, self._config, self.rows)
+    def finish(self) -> None:
+        """Everything has been measured."""
+        self._write(self._name)
+        (self._out / f"{self._name}.partial.json").unlink(missing_ok=True)
+
+    def _write(self, name: str) -> None:
+        results.write_results(self._out, name, self._config, self.rows)
 
 
 def pick(rows: Sequence[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]]:  # noqa: ANN401

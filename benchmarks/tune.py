@@ -2,16 +2,18 @@
 
 In stages, each with what the one before has chosen: w, then steps with every sampler and grid, then
 the time it takes on this machine. The first two are about quality and decide what is written; the
-last says whether it fits. A run that is interrupted leaves the checkpoint as it was.
+last says whether it fits. What is measured is on disk after each row; the checkpoint stays as it
+was until all is done.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -23,19 +25,20 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from benchmarks import latency, results
-from benchmarks.choices import Cell, Choice, choose_guidance, choose_pair, recommend
+from benchmarks.choices import Cell, Choice, choose_guidance, choose_pair
 from benchmarks.desk_policy import DeskPolicy
 from benchmarks.episodes import make_specs
 from benchmarks.latency import Asked
 from benchmarks.server_process import running_server
 from benchmarks.statistics import quantile
 from benchmarks.step_cost import latency_quantile, samples_for
-from benchmarks.tune_report import plot, tables_of
+from benchmarks.sweep import Record
+from benchmarks.tune_report import plot, recommend, tables_of
 from client import PolicyClient
 from client.sims.desk import phrasings as desk_phrasings
 from client.sims.desk.spec import TASKS
 from models import checkpoint
-from models.checkpoint import SERVED_GRIDS, Manifest
+from models.checkpoint import SERVED_GRIDS, SERVED_SAMPLERS, Manifest, SamplingDefaults
 from models.grids import GridName
 from models.guidance import network_rows
 from models.samplers import SamplerName
@@ -45,6 +48,8 @@ GUIDANCE_PHRASINGS = ("known", "validation")
 """Guidance is about words, so it is chosen on those that the policy knows and on others."""
 LARGER = (4, 20)
 """Times max_useful_steps: counts whose latency is measured to say how much time is left over."""
+BEYOND = 10
+"""Latency samples that may exceed the quantile: with one or two, chance would decide what fits."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +61,14 @@ class TuneConfig:
         budget_ms: time from when a request is due to when its answer must be there.
         miss_rate: largest share of answers that may come later.
         num_steps: step counts to try.
-        sampler: update rules to try, the one to prefer first.
-        grid: spacings of the timesteps to try, the one to prefer first.
-        guidance_scale: w to try, the one to prefer first.
+        sampler: update rules to try, the one to prefer first; eta is set to 0.
+        grid: spacings of the timesteps to try, the one to prefer first; dpmpp_2m is not tried with
+            linspace, whose last steps are too long for it.
+        guidance_scale: w to try, the one to prefer first; not −1, which ignores the words.
         episodes: per task, for every way of sampling the same.
         seed: of validation; 100 or more, which no report uses.
-        phrasings: what the policy is told while steps are chosen.
-        out: folder of tune.json, tune_samples.csv and tune.png.
+        phrasings: known, validation or a JSON file: what the policy is told while steps are chosen.
+        out: folder of tune.json (tune.partial.json until it ends), tune_samples.csv and tune.png.
     """
 
     checkpoint: Positional[Path]
@@ -96,14 +102,40 @@ class TuneConfig:
             got = f"{self.num_steps} and {self.episodes}"
             msg = f"num_steps, episodes: expected at least 1, got {got}"
             raise ValueError(msg)
-        unserved = [grid for grid in self.grid if grid not in SERVED_GRIDS]
-        if unserved:
-            expected = ", ".join(SERVED_GRIDS)
-            msg = f"grid: expected some of {expected} (what a server can use), got {unserved[0]!r}"
+        for name, served in (("sampler", SERVED_SAMPLERS), ("grid", SERVED_GRIDS)):
+            rest = [one for one in getattr(self, name) if one not in served]
+            if rest:
+                expected = ", ".join(served)
+                msg = f"{name}: expected some of {expected} (what is served), got {rest[0]!r}"
+                raise ValueError(msg)
+        if not self.pairs:
+            only = "dpmpp_2m with linspace only"
+            msg = f"sampler, grid: expected a pair that can be served, got {only}"
+            raise ValueError(msg)
+        rest = [w for w in self.guidance_scale if w == -1 or not math.isfinite(w)]
+        if rest:
+            expected = "finite numbers but −1, which ignores the words"
+            msg = f"guidance_scale: expected {expected}, got {rest[0]:g}"
+            raise ValueError(msg)
+        if self.phrasings == "unseen":
+            msg = "phrasings: expected known, validation or a JSON file, got 'unseen' (for reports)"
             raise ValueError(msg)
         if self.seed < 100:
             msg = f"seed: expected 100 or more (smaller ones are for reports), got {self.seed}"
             raise ValueError(msg)
+
+    @property
+    def pairs(self) -> list[tuple[SamplerName, GridName]]:
+        """What is tried: every pair that a manifest may name."""
+        return [pair for pair in product(self.sampler, self.grid) if _can_be_served(*pair)]
+
+
+def _can_be_served(sampler: SamplerName, grid: GridName) -> bool:
+    try:
+        SamplingDefaults(sampler=sampler, grid=grid)
+    except ValueError:
+        return False
+    return True
 
 
 def read_desk_manifest(config: TuneConfig) -> Manifest:
@@ -129,46 +161,69 @@ def read_desk_manifest(config: TuneConfig) -> Manifest:
     return manifest
 
 
+def load_phrasings(config: TuneConfig) -> dict[str, Mapping[str, Sequence[str]]]:
+    """Every list that is needed, by name.
+
+    Raises:
+        ValueError: one cannot be read; the message names the field.
+    """
+    found: dict[str, Mapping[str, Sequence[str]]] = {}
+    for name in (*GUIDANCE_PHRASINGS, config.phrasings):
+        try:
+            found[name] = desk_phrasings.load(name)
+        except (OSError, ValueError) as error:
+            msg = f"phrasings: expected known, validation or a JSON file, got {name!r}: {error}"
+            raise ValueError(msg) from error
+    return found
+
+
 class _Player:
     """Plays the validation episodes, with one progress bar over all stages."""
 
-    def __init__(self, config: TuneConfig) -> None:
-        self._config = config
+    def __init__(self, config: TuneConfig, record: Record) -> None:
+        self._episodes = config.episodes
+        self._phrasings = load_phrasings(config)
+        self._record = record
         self._desk = DeskPolicy(config.checkpoint)
         cells = len(config.guidance_scale) * len(GUIDANCE_PHRASINGS)
-        cells += len(config.num_steps) * len(config.sampler) * len(config.grid)
+        cells += len(config.num_steps) * len(config.pairs)
         total = cells * config.episodes * len(TASKS)
         self.bar = tqdm(total=total, desc="episodes", unit="episode", file=sys.stderr)
 
-    def play(self, sampling: Sampling, phrasings: str, seed: int) -> Cell:
+    def play(self, stage: str, sampling: Sampling, phrasings: str, seed: int) -> Cell:
         """The same episodes for the same phrasings and seed, whatever the sampling."""
-        specs = make_specs(self._config.episodes, seed, desk_phrasings.load(phrasings))
+        how = (f"{sampling.sampler}, {sampling.grid}", f"w = {sampling.guidance_scale:g}")
+        self.bar.set_postfix_str(f"{', '.join(how)}, {sampling.num_steps} steps")
+        specs = make_specs(self._episodes, seed, self._phrasings[phrasings])
         outcomes = self._desk.play(specs, sampling, self.bar.update)
-        return Cell(sampling, phrasings, seed, tuple(outcomes))
+        cell = Cell(sampling, phrasings, seed, tuple(outcomes))
+        self._record.add({"stage": stage, **cell.row()})
+        return cell
 
 
-def measure_quality(config: TuneConfig, manifest: Manifest) -> tuple[list[Cell], list[Cell]]:
-    """Stages 1 and 2: every w at a middling count, then every count, sampler and grid.
-
-    Returns:
-        The cells of either stage.
-    """
-    player = _Player(config)
+def play_guidance(config: TuneConfig, player: _Player) -> list[Cell]:
+    """Stage 1: every w, at a middling count, with the sampler and the grid that are preferred."""
     middle = sorted(config.num_steps)[len(config.num_steps) // 2]
-    with player.bar as bar:
-        guidance = []
-        for w in config.guidance_scale:
-            how = Sampling(middle, manifest.defaults.sampler, manifest.defaults.grid, 0.0, w)
-            bar.set_postfix_str(f"w = {w:g}")
-            for number, phrasings in enumerate(GUIDANCE_PHRASINGS):
-                guidance.append(player.play(how, phrasings, config.seed + number))
-        w = choose_guidance(guidance)
-        steps = []
-        for sampler, grid, count in product(config.sampler, config.grid, sorted(config.num_steps)):
-            bar.set_postfix_str(f"{sampler}, {grid}, {count} steps")
-            how = Sampling(count, sampler, grid, 0.0, w)
-            steps.append(player.play(how, config.phrasings, config.seed))
-    return guidance, steps
+    return [
+        player.play(
+            "guidance", Sampling(middle, *config.pairs[0], 0.0, w), phrasings, config.seed + number
+        )
+        for w in config.guidance_scale
+        for number, phrasings in enumerate(GUIDANCE_PHRASINGS)
+    ]
+
+
+def play_steps(config: TuneConfig, player: _Player, guidance_scale: float) -> list[Cell]:
+    """Stage 2: every count, sampler and grid."""
+    return [
+        player.play(
+            "steps",
+            Sampling(count, sampler, grid, 0.0, guidance_scale),
+            config.phrasings,
+            config.seed,
+        )
+        for (sampler, grid), count in product(config.pairs, sorted(config.num_steps))
+    ]
 
 
 def tuned(manifest: Manifest, choice: Choice, steps: Sequence[Cell]) -> Manifest:
@@ -182,7 +237,7 @@ def tuned(manifest: Manifest, choice: Choice, steps: Sequence[Cell]) -> Manifest
         manifest,
         min_steps=choice.min_steps,
         max_useful_steps=choice.max_useful_steps,
-        defaults=checkpoint.SamplingDefaults(
+        defaults=SamplingDefaults(
             guidance_scale=mine[0].sampling.guidance_scale,
             eta=0.0,
             grid=choice.grid,
@@ -195,13 +250,14 @@ def tuned(manifest: Manifest, choice: Choice, steps: Sequence[Cell]) -> Manifest
 def measure_latency(config: TuneConfig, candidate: Manifest) -> list[dict[str, Any]]:
     """Stage 3: how long answers take here as the candidate would have them, one row a count."""
     defaults, useful = candidate.defaults, candidate.max_useful_steps
-    tried = [n for n in config.num_steps if candidate.min_steps <= n <= useful]
     larger = [min(factor * useful, candidate.diffusion.num_timesteps) for factor in LARGER]
-    cases = [Asked(n, defaults.guidance_scale) for n in sorted({*tried, *larger})]
-    samples = samples_for(config.miss_rate)
+    counts = sorted({candidate.min_steps, useful, *larger})
+    cases = [Asked(n, defaults.guidance_scale) for n in counts]
+    samples = samples_for(config.miss_rate, BEYOND)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "candidate"  # the checkpoint itself is not touched yet
-        shutil.copytree(config.checkpoint, folder)
+        folder = Path(temporary)  # the checkpoint itself is not touched yet
+        for name in candidate.files:
+            shutil.copy(config.checkpoint / name, folder)
         checkpoint.write_manifest(folder, candidate)
         with (
             running_server(folder) as server,
@@ -245,44 +301,51 @@ def measure_latency(config: TuneConfig, candidate: Manifest) -> list[dict[str, A
     ]
 
 
+def check_unchanged(folder: Path, manifest: Manifest) -> None:
+    """Refuse to write what was measured with one network beside the weights of another.
+
+    Raises:
+        CheckpointError: a file of the checkpoint is not what the manifest said at the start.
+    """
+    for name, expected in manifest.files.items():
+        path = folder / name
+        if not path.is_file() or checkpoint.file_sha256(path) != expected:
+            msg = (
+                f"{path}: changed since tuning began (trained again meanwhile?); the manifest was "
+                "left alone: run again"
+            )
+            raise checkpoint.CheckpointError(msg)
+
+
 def run(config: TuneConfig, console: Console) -> list[dict[str, Any]]:
-    """All stages; writes results after each, and the manifest at the very end."""
+    """All stages; each row is written when it is known, and the manifest at the very end."""
     manifest = read_desk_manifest(config)
-    guidance, steps = measure_quality(config, manifest)
-    candidate = tuned(manifest, choice := choose_pair(steps), steps)
-    rows = [{"stage": "guidance", **cell.row()} for cell in guidance]
-    rows += [{"stage": "steps", **cell.row()} for cell in steps]
-    chosen: dict[str, Any] = {
-        "stage": "chosen",
-        **vars(candidate.defaults),
-        "min_steps": candidate.min_steps,
-        "max_useful_steps": candidate.max_useful_steps,
-    }
-    rows.append(chosen)
-    results.write_results(config.out, "tune", vars(config), rows)
-    times = measure_latency(config, candidate)
-    rows += [{"stage": "latency", **row} for row in times]
-    latencies_s = {
-        row["num_steps"]: row["latency_quantile_s"]
-        for row in times
-        if row["latency_quantile_s"] is not None
-    } or {choice.min_steps: times[0]["latency_p50_s"]}
-    chosen["recommendation"] = recommend(
-        choice, latencies_s, config.budget_ms / 1e3, config.miss_rate
-    )
-    results.write_results(config.out, "tune", vars(config), rows)
-    plot(rows, config.budget_ms / 1e3, config.miss_rate, config.out / "tune.png")
+    record = Record(config.out, "tune", vars(config))
+    player = _Player(config, record)
+    with player.bar:
+        w = choose_guidance(play_guidance(config, player))
+        steps = play_steps(config, player, w)
+    choice = choose_pair(steps)
+    candidate = tuned(manifest, choice, steps)
+    few_and_many = {"min_steps": choice.min_steps, "max_useful_steps": choice.max_useful_steps}
+    record.add({"stage": "chosen", **vars(candidate.defaults), **few_and_many})
+    for row in measure_latency(config, candidate):
+        record.add({"stage": "latency", **row})
+    recommendation = recommend(record.rows, config.miss_rate)
+    record.add({"stage": "recommendation", "recommendation": recommendation})
+    check_unchanged(config.checkpoint, manifest)
+    record.finish()
     checkpoint.write_manifest(config.checkpoint, candidate)
     console.print(f"wrote {config.checkpoint / checkpoint.MANIFEST}")
-    return rows
+    return record.rows
 
 
 def main(config: TuneConfig) -> None:
     """Measure, print tables and recommendation, write results and the manifest."""
     console = results.console()
     rows = run(config, console)
+    plot(rows, config.budget_ms / 1e3, config.miss_rate, config.out / "tune.png")
     for table in tables_of(rows):
         console.print(table)
-    (chosen,) = [row for row in rows if row["stage"] == "chosen"]
-    console.print(chosen["recommendation"])
+    console.print(rows[-1]["recommendation"])
     console.print(f"wrote tune.json, tune_samples.csv and tune.png to {config.out}")

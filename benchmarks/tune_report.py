@@ -1,4 +1,4 @@
-"""What `benchmarks.tune` shows to people: its tables and its plot."""
+"""What `benchmarks.tune` tells people: its tables, its plot and what it recommends."""
 
 from __future__ import annotations
 
@@ -12,12 +12,64 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from benchmarks.statistics import wilson_interval
+from benchmarks.step_cost import largest_within
 
 Rows = Sequence[dict[str, Any]]
 
 
 def _stage(rows: Rows, name: str) -> list[dict[str, Any]]:
     return [row for row in rows if row["stage"] == name]
+
+
+def recommend(rows: Rows, miss_rate: float) -> str:
+    """What all this means on this machine, in plain English.
+
+    A count that is clearly too slow has no quantile; its median, which is less, stands in.
+
+    Args:
+        rows: of the stages `steps`, `chosen` and `latency`, the last from min_steps up.
+        miss_rate: largest share of answers that may be late.
+    """
+    (chosen,) = _stage(rows, "chosen")
+    fewest, most = chosen["min_steps"], chosen["max_useful_steps"]
+    times = {row["num_steps"]: row for row in _stage(rows, "latency")}
+    latencies_s = {
+        count: row["latency_p50_s"]
+        if row["latency_quantile_s"] is None
+        else row["latency_quantile_s"]
+        for count, row in times.items()
+    }
+    tried = {row["num_steps"] for row in _stage(rows, "steps")}
+    rising = ""
+    if most == max(tried) > min(tried):  # the next smaller one is worse by more than chance
+        rising = (
+            f" Success was still rising at {most}, the largest count tried; run again with larger "
+            "--num-steps."
+        )
+    budget_s = times[fewest]["budget_s"]
+    budget = f"{budget_s * 1e3:g} ms with a miss rate of at most {miss_rate:g} on this machine"
+    fits = largest_within(latencies_s, budget_s)
+    if fits is None:
+        return (
+            f"Not even min_steps = {fewest} fits {budget_s * 1e3:g} ms: it takes "
+            f"{latencies_s[fewest] * 1e3:.1f} ms or more. This machine cannot serve this policy in "
+            "time: allow more, or use a faster machine or a smaller network. What is written says "
+            f"how good how many steps are, not how fast, so it is written all the same.{rising}"
+        )
+    if fits < most:
+        return (
+            f"Only {fits} of the {most} useful steps fit {budget}. The planner gives what fits, "
+            f"and refuses a request that does not leave time for {fewest}.{rising}"
+        )
+    more = (
+        f"At least {fits} would fit (more were not measured)."
+        if fits == max(latencies_s)
+        else f"Up to {fits} would fit."
+    )
+    return (
+        f"max_useful_steps = {most} fits {budget}: the {1 - miss_rate:.10g} quantile of latency, "
+        f"of {times[most]['samples']} requests, is {latencies_s[most] * 1e3:.1f} ms. {more}{rising}"
+    )
 
 
 def tables_of(rows: Rows) -> list[Table]:

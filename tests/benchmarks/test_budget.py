@@ -5,11 +5,13 @@ import json
 import re
 
 import pytest
+from matplotlib.figure import Figure
 
 from benchmarks import budget
 from benchmarks.budget import BudgetConfig, predict, step_cost
-from benchmarks.budget_report import last_attempts
+from benchmarks.budget_report import last_attempts, plot, table_of
 from benchmarks.latency import Asked, Latencies
+from benchmarks.statistics import wilson_interval
 from benchmarks.step_cost import StepCost
 from models.mixtures import QUADRANTS
 from models.sampling import Sampling
@@ -48,6 +50,13 @@ def test_the_cost_is_of_one_guidance_scale_and_of_what_was_measured_at_length():
     for w, step_s in ((0.0, 0.001), (1.0, 0.002)):
         cost = step_cost(measured, w, miss_rate=0.01)
         assert (cost.fixed_s, cost.step_s) == pytest.approx((0.01, step_s))
+
+
+def test_where_hardly_anything_is_fast_enough_the_quick_looks_stand_in():
+    slow = {Asked(10, 0.0): [0.02] * 5, Asked(1000, 0.0): [1.01] * 5}  # 10 ms and 1 ms a step
+    for fast in ({}, {Asked(1, 0.0): [0.011] * 100}):
+        cost = step_cost(Latencies(fast | slow, pings=[0.001]), 0.0, miss_rate=0.01)
+        assert (cost.fixed_s, cost.step_s) == pytest.approx((0.01, 0.001))
 
 
 @pytest.mark.parametrize(
@@ -89,6 +98,59 @@ def test_a_row_ends_with_its_last_attempt():
     assert [last["num_steps"] for last in last_attempts(rows)] == [32, 9]
 
 
+def attempt(rate_hz, num_steps, *, fits, missed, sw2=0.5):
+    """A row of one attempt at a count, without quality if it did not fit."""
+    return {
+        "rate_hz": rate_hz,
+        "backend": "onnx",
+        "guidance_scale": 0.0,
+        "step_s": 0.001,
+        "fixed_s": 0.01,
+        "predicted_steps": num_steps,
+        "num_steps": num_steps,
+        "fits": fits,
+        "due_requests": None if missed is None else 100,
+        "late": missed,
+        "refused": 0,
+        "lost": 0,
+        "miss_rate": None if missed is None else missed / 100,
+        "limited_by": "budget",
+        "latency_p50_s": 0.02,
+        "latency_max_s": 0.03,
+        "ping_p50_s": 0.001,
+        "success_rate": 0.9,
+        "success_interval": (0.8, 0.95),
+        "sw2": sw2,
+    }
+
+
+def test_what_did_not_fit_is_not_drawn_as_what_a_period_buys(tmp_path, monkeypatch):
+    rows = [
+        attempt(10.0, 50, fits=True, missed=0, sw2=0.1),
+        attempt(20.0, 7, fits=False, missed=30),
+        attempt(50.0, None, fits=None, missed=None),
+    ]
+    samples = [({"backend": "onnx", "guidance_scale": 0.0, "rate_hz": None, "num_steps": 9}, [1.0])]
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    plot(rows, samples, 1e-4, tmp_path / "budget.png")
+    steps, cost, success, error = figures[0].axes
+    said = [text.get_text() for text in steps.texts]
+    assert said.count("none found") == 2
+    assert "50" in said
+    assert "7" not in said
+    assert "0.9999 quantile" in cost.get_ylabel()
+    assert [line.get_xdata().tolist() for line in error.lines] == [[50]]
+    drawn = [x for container in success.containers for x in container.lines[0].get_xdata()]
+    assert drawn == [50]
+
+
+def test_the_table_says_of_how_many_requests():
+    rows = [attempt(10.0, 50, fits=True, missed=1), attempt(50.0, None, fits=None, missed=None)]
+    (missed,) = [column for column in table_of(rows).columns if column.header == "missed"]
+    assert list(missed.cells) == ["1 of 100", "–"]
+
+
 @pytest.mark.realtime
 def test_the_benchmark_verifies_what_it_predicts(tmp_path, monkeypatch):
     exact = []
@@ -127,11 +189,11 @@ def test_the_benchmark_verifies_what_it_predicts(tmp_path, monkeypatch):
         assert row["miss_rate"] == pytest.approx(missed / 10)
         assert row["fits"] == (row["miss_rate"] <= 0.25)
         assert row["nfe"] == row["num_steps"] * (2 if row["guidance_scale"] else 1)
-        assert row["latency_p99_s"] is None  # fewer than 1,000 samples
-    ends = [row for row in last_attempts(rows) if row["num_steps"] is not None]
+        assert row["miss_interval"] == pytest.approx(wilson_interval(missed, 10))
+    ends = [row for row in last_attempts(rows) if row["fits"]]
     assert [row["sw2"] for row in ends] == [0.5, 0.5]
-    asked = [Sampling(row["num_steps"], guidance_scale=row["guidance_scale"]) for row in ends]
-    assert exact == [(QUADRANTS, how) for how in asked]
+    # of the step count alone: guided points are not meant to lie where the target's do
+    assert exact == [(QUADRANTS, Sampling(row["num_steps"])) for row in ends]
     # until it fits, each attempt asks for fewer steps than the one before
     for row in ends:
         same = [

@@ -42,8 +42,9 @@ def test_too_few_samples_say_nothing_about_a_quantile():
     assert latency_quantile(samples, 1e-3) is None
     assert latency_quantile([*samples, 5.0], 1e-3) == samples[-1]  # one of 1,000 may exceed it
     assert latency_quantile([], 0.5) is None
-    assert samples_for(1e-3) == 2000
-    assert samples_for(0.5) == 100
+    assert samples_for(1e-3, beyond=2) == 2000
+    assert samples_for(1e-3, beyond=10) == 10_000
+    assert samples_for(0.5, beyond=2) == 100
 
 
 @given(
@@ -270,7 +271,10 @@ def test_a_case_far_over_the_budget_gets_a_quick_look_only(tmp_path):
 
 
 def test_samples_are_written_one_a_line(tmp_path):
-    samples = [({"backend": "onnx", "num_steps": 1}, [0.001, 0.25]), ({"a": "x", "b": 2}, [1.0])]
+    samples = [
+        ({"backend": "onnx", "num_steps": 1}, [0.001, 0.25]),
+        ({"backend": "torch", "num_steps": 2}, [1.0]),
+    ]
     write_samples(tmp_path / "new" / "samples.csv", samples)
     with (tmp_path / "new" / "samples.csv").open(newline="") as file:
         lines = list(csv.reader(file))
@@ -278,5 +282,10 @@ def test_samples_are_written_one_a_line(tmp_path):
         ["backend", "num_steps", "latency_s"],
         ["onnx", "1", "0.001000"],
         ["onnx", "1", "0.250000"],
-        ["x", "2", "1.000000"],
+        ["torch", "2", "1.000000"],
     ]
+
+
+def test_samples_of_unlike_things_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="fields not in fieldnames: 'other'"):
+        write_samples(tmp_path / "samples.csv", [({"a": 1}, [0.1]), ({"other": 2}, [0.2])])

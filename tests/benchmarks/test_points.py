@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from benchmarks import points
-from benchmarks.points import PointModel, measure, quality, reference, sliced_w2, truth_quality
+from benchmarks.point_quality import quality, reference, sliced_w2
+from benchmarks.points import PointModel, measure, truth_quality
 from models.mixtures import QUADRANTS, Mixture
 from models.sampling import Sampling
 
@@ -46,6 +47,8 @@ def test_each_fault_lowers_its_own_figure():
     assert one_mode["mode_entropy"] == 0
     assert one_mode["mode_coverage"] == pytest.approx(1 / 3)
     assert one_mode["on_mode"] == 1
+    nowhere = judged(lambda p, _: np.random.default_rng(0).uniform(-1, 1, p.shape))
+    assert nowhere["mode_coverage"] < 0.5  # what is on no mode covers none
     half = judged(lambda p, _: np.where(np.arange(len(p))[:, None] % 2 == 0, np.sign(p), p))
     assert half["at_bound"] == pytest.approx(0.5, abs=0.001)  # a few are beyond 1 anyway
     assert half["on_mode"] == pytest.approx(0.5, abs=0.01)

@@ -14,16 +14,16 @@ from benchmarks import tune
 from benchmarks.choices import (
     Cell,
     Choice,
-    choose,
     choose_guidance,
     choose_pair,
     first_unless_better,
     paired_p_value,
-    recommend,
 )
 from benchmarks.desk_policy import DeskPolicy
+from benchmarks.latency import Latencies
 from benchmarks.server_process import running_server
 from benchmarks.tune import TuneConfig
+from benchmarks.tune_report import recommend
 from client import InvalidRequestError, PolicyClient
 from models import checkpoint
 from models.grids import make_timesteps
@@ -32,23 +32,6 @@ from models.sampling import Sampling, sample_chunks
 from tests.policies import make_policy, save_checkpoint
 
 DESK = checkpoint.PRETRAINED / "desk"
-
-
-@pytest.mark.parametrize(
-    ("rates", "expected"),
-    [
-        ({1: 0.1, 2: 0.5, 5: 0.95, 10: 0.985, 50: 0.99}, (5, 10)),
-        ({1: 0.98, 2: 0.985, 5: 0.99}, (1, 1)),
-        ({1: 0.95, 2: 0.1, 5: 0.92, 10: 0.99}, (5, 10)),  # a lucky 1 below an unusable 2
-        ({1: 0.985, 2: 0.5, 5: 0.99}, (5, 5)),
-        ({1: 0.5, 2: 0.99, 5: 0.92, 10: 0.99}, (2, 10)),  # a lucky 2 below a 5 that is not useful
-        ({10: 0.5}, (10, 10)),
-    ],
-)
-def test_choose(rates, expected):
-    rows = [{"num_steps": n, "success_rate": r} for n, r in rates.items()]
-    assert choose(rows) == expected
-    assert choose(rows[::-1]) == expected
 
 
 # ── more than chance ─────────────────────────────────────────────────────────────────────────────
@@ -76,8 +59,13 @@ def test_a_few_episodes_more_are_chance():
 
 def test_a_clear_gain_is_not():
     assert first_unless_better({"old": won(280), "new": won(295)}) == "new"
-    assert first_unless_better({"old": won(280), "a": won(295), "b": won(299)}) == "b"
+    assert first_unless_better({"old": won(280), "a": won(285), "b": won(299)}) == "b"
     assert first_unless_better({"old": won(295), "new": won(280)}) == "old"
+
+
+def test_among_several_that_are_better_chance_does_not_decide_either():
+    assert first_unless_better({"old": won(280), "a": won(295), "b": won(296)}) == "a"
+    assert first_unless_better({"old": won(280), "a": won(292), "b": won(300)}) == "b"
 
 
 def test_the_more_candidates_the_larger_the_gain_must_be():
@@ -109,6 +97,11 @@ def test_guidance_that_helps_by_chance_is_not_paid_for():
     assert choose_guidance(cells) == 0.0
 
 
+def test_of_guidance_that_helps_the_one_preferred_is_not_displaced_by_an_episode():
+    cells = [cell(n, guidance_scale=w) for w, n in {0.0: 240, 1.0: 290, 3.0: 291}.items()]
+    assert choose_guidance(cells) == 1.0
+
+
 def test_guidance_that_helps_is():
     cells = [cell(n, guidance_scale=w) for w, n in {0.0: 240, 1.0: 290, 3.0: 270}.items()]
     assert choose_guidance(cells) == 1.0
@@ -131,6 +124,56 @@ COUNTS = (1, 2, 5, 10)
 def pair(sampler, grid, *successes):
     counts = zip(COUNTS, successes, strict=True)
     return [cell(n, num_steps=count, sampler=sampler, grid=grid) for count, n in counts]
+
+
+@pytest.mark.parametrize(
+    ("successes", "expected"),  # of 1,000 episodes: (min_steps, max_useful_steps)
+    [
+        ({1: 100, 2: 500, 5: 950, 10: 985, 50: 990}, (5, 10)),
+        ({1: 980, 2: 985, 5: 990}, (1, 1)),
+        ({1: 950, 2: 100, 5: 920, 10: 990}, (5, 10)),  # a lucky 1 below an unusable 2
+        ({1: 985, 2: 500, 5: 990}, (5, 5)),
+        ({1: 500, 2: 990, 5: 920, 10: 990}, (2, 10)),  # a lucky 2 below a 5 that is not useful
+        ({1: 100, 2: 990, 5: 990, 10: 920}, (2, 2)),  # a bad one at the end is not asked for
+        ({1: 990, 2: 100, 5: 930}, (1, 1)),  # what is usable above the useful ones neither
+        ({10: 500}, (10, 10)),
+    ],
+)
+def test_the_steps_of_one_pair(successes, expected):
+    cells = [cell(n, of=1000, num_steps=count) for count, n in successes.items()]
+    assert choose_pair(cells) == Choice("ddim", "trailing", *expected)
+    assert choose_pair(cells[::-1]) == Choice("ddim", "trailing", *expected)
+
+
+def test_a_count_that_is_worse_by_chance_only_is_useful():
+    cells = pair("ddim", "trailing", 100, 294, 295, 300)  # 2% below the best, 6 to 0: p = 0.03
+    assert choose_pair(cells) == Choice("ddim", "trailing", 2, 2)
+
+
+@pytest.mark.parametrize("success", [0.90, 0.95, 0.97, 0.99])
+def test_chance_alone_changes_neither_pair_nor_steps(success):
+    """Success is the same with every pair and flat from 3 steps, and 300 episodes are noisy.
+
+    An episode's outcome in two cells correlates by 0.5: with probability sqrt(0.5) a cell takes the
+    draw that all cells of this episode share, otherwise its own.
+    """
+    rng = np.random.default_rng(0)
+    counts = (1, 2, 3, 4, 5, 7, 10, 15, 25)
+    ways = [
+        Sampling(n, sampler, grid)
+        for sampler in ("ddim", "dpmpp_2m")
+        for grid in ("trailing", "linspace", "logsnr")
+        for n in counts
+    ]
+    truth = np.array([success * {1: 0.3, 2: 0.6}.get(way.num_steps, 1) for way in ways])
+    runs, right = 30, 0
+    for _ in range(runs):
+        shares = rng.random((len(ways), 300)) < np.sqrt(0.5)
+        draws = np.where(shares, rng.random(300), rng.random((len(ways), 300)))
+        ends = np.where(draws < truth[:, None], "asked", "timeout")
+        cells = [Cell(way, "known", 100, tuple(e)) for way, e in zip(ways, ends, strict=True)]
+        right += choose_pair(cells) == Choice("ddim", "trailing", 3, 3)
+    assert right >= 0.9 * runs
 
 
 def test_the_pair_with_the_fewest_useful_steps_is_chosen():
@@ -156,6 +199,15 @@ def test_a_tie_that_chance_explains_goes_to_the_first_listed():
     assert choose_pair([*first, *pair("ddim", "logsnr", 100, 200, 296, 297)]).grid == "trailing"
 
 
+def test_few_steps_with_another_pair_must_be_more_than_chance():
+    """2 steps are just worse than the best with one pair (9 to 0), and just not with the other."""
+    first = pair("ddim", "trailing", 100, 291, 300, 300)
+    assert choose_pair(first) == Choice("ddim", "trailing", 2, 5)
+    other = pair("ddim", "logsnr", 100, 292, 300, 300)
+    assert choose_pair(other + first) == Choice("ddim", "logsnr", 2, 2)
+    assert choose_pair(first + other) == Choice("ddim", "trailing", 2, 5)
+
+
 def test_a_tie_is_broken_by_a_clear_gain():
     cells = [cell(n, of=2000, num_steps=c) for c, n in zip(COUNTS, (0, 0, 1975, 1980), strict=True)]
     cells += [
@@ -173,14 +225,32 @@ def test_a_pair_that_is_bad_at_every_count_needs_few_steps_for_that_and_is_not_c
     assert choose_pair(cells) == Choice("ddim", "trailing", 5, 10)
 
 
-def test_when_success_falls_again_with_more_steps_the_largest_counts_decide():
-    cells = pair("ddim", "trailing", 100, 300, 280, 280)
-    assert choose_pair(cells) == Choice("ddim", "trailing", 2, 10)
+def test_when_success_falls_again_with_more_steps_these_are_not_asked_for():
+    """Was a choice of 10 steps: the largest count tried was taken for good whatever it was."""
+    assert choose_pair(pair("ddim", "trailing", 100, 300, 280, 280)).max_useful_steps == 2
+    assert choose_pair(pair("ddim", "trailing", 100, 300, 300, 295)).max_useful_steps == 2
 
 
 # ── the recommendation ───────────────────────────────────────────────────────────────────────────
 
-CHOICE = Choice("ddim", "trailing", min_steps=2, max_useful_steps=10)
+
+def rows_of(latencies_s, tried=(1, 2, 10, 15), quick_looks=()):
+    """Of what was tried, 2 .. 10 steps are chosen; a quick look has a median only."""
+    return [
+        *({"stage": "steps", "num_steps": n} for n in tried),
+        {"stage": "chosen", "min_steps": 2, "max_useful_steps": 10},
+        *(
+            {
+                "stage": "latency",
+                "num_steps": n,
+                "budget_s": 0.08,
+                "samples": 5 if n in quick_looks else 10_000,
+                "latency_p50_s": seconds if n in quick_looks else seconds / 2,
+                "latency_quantile_s": None if n in quick_looks else seconds,
+            }
+            for n, seconds in latencies_s.items()
+        ),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -189,16 +259,33 @@ CHOICE = Choice("ddim", "trailing", min_steps=2, max_useful_steps=10)
         (
             {2: 0.01, 10: 0.02, 40: 0.05},
             "max_useful_steps = 10 fits 80 ms with a miss rate of at most 0.001 on this machine: "
-            "the 0.999 quantile of latency is 20.0 ms. At least 40 would fit",
+            "the 0.999 quantile of latency, of 10000 requests, is 20.0 ms. At least 40 would fit",
         ),
-        ({2: 0.01, 10: 0.0201, 40: 0.1401}, "quantile of latency is 20.1 ms. Up to 24 would fit."),
+        ({2: 0.01, 10: 0.0201, 40: 0.1401}, "10000 requests, is 20.1 ms. Up to 24 would fit."),
         ({2: 0.01, 10: 0.1701}, "Only 5 of the 10 useful steps fit 80 ms with a miss rate of at"),
-        ({2: 0.05}, "Only 2 of the 10 useful steps fit 80 ms"),
         ({2: 0.09, 10: 0.2}, "Not even min_steps = 2 fits 80 ms: it takes 90.0 ms or more."),
     ],
 )
 def test_the_recommendation_in_plain_english(latencies_s, expected):
-    assert expected in recommend(CHOICE, latencies_s, budget_s=0.08, miss_rate=1e-3)
+    said = recommend(rows_of(latencies_s), miss_rate=1e-3)
+    assert expected in said
+    assert "rising" not in said
+
+
+def test_counts_that_had_a_quick_look_only_are_taken_into_account():
+    said = recommend(rows_of({2: 0.01, 10: 0.1701, 40: 0.6}, quick_looks=(10, 40)), 1e-3)
+    assert "Only 5 of the 10 useful steps fit" in said
+    said = recommend(rows_of({2: 0.13, 10: 0.17, 40: 0.6}, quick_looks=(2, 10, 40)), 1e-3)
+    assert "Not even min_steps = 2 fits 80 ms: it takes 130.0 ms or more." in said
+
+
+@pytest.mark.parametrize("slowest_s", [0.02, 0.17])
+def test_who_stopped_while_success_was_rising_is_told(slowest_s):
+    rows = rows_of({2: 0.01, 10: slowest_s}, tried=(1, 2, 10))
+    expected = "still rising at 10, the largest count tried; run again with larger --num-steps."
+    assert expected in recommend(rows, 1e-3)
+    alone = rows_of({2: 0.01, 10: slowest_s}, tried=(10,))  # nothing is known of fewer
+    assert "rising" not in recommend(alone, 1e-3)
 
 
 # ── the command ──────────────────────────────────────────────────────────────────────────────────
@@ -214,11 +301,31 @@ def test_the_recommendation_in_plain_english(latencies_s, expected):
         ({"num_steps": (2, 2)}, "num_steps: expected each once"),
         ({"num_steps": (0, 2)}, "num_steps, episodes: expected at least 1"),
         ({"grid": ("trailing", "leading")}, "grid: expected some of trailing.*'leading'"),
+        ({"sampler": ("ddpm_beta",)}, "sampler: expected some of ddim.*'ddpm_beta'"),
+        ({"sampler": ("dpmpp_2m",), "grid": ("linspace",)}, "sampler, grid: expected a pair"),
+        ({"guidance_scale": (0.0, -1.0)}, "guidance_scale: expected .*ignores the words.*got -1"),
+        ({"guidance_scale": (float("nan"),)}, "guidance_scale: expected finite"),
+        ({"phrasings": "unseen"}, r"phrasings: expected .*'unseen' \(for reports\)"),
     ],
 )
 def test_bad_options_are_refused_by_name(tmp_path, fields, message):
     with pytest.raises(ValueError, match=message):
         TuneConfig(tmp_path, **fields)
+
+
+def test_only_what_a_manifest_may_name_is_tried(tmp_path):
+    pairs = TuneConfig(tmp_path).pairs
+    assert pairs[0] == ("ddim", "trailing")
+    assert set(pairs) == {
+        *(("ddim", grid) for grid in ("trailing", "linspace", "logsnr")),
+        *(("dpmpp_2m", grid) for grid in ("trailing", "logsnr")),
+    }
+
+
+def test_phrasings_that_do_not_exist_are_refused_before_anything_is_played(desk, monkeypatch):
+    monkeypatch.setattr(DeskPolicy, "play", lambda *_: pytest.fail("played"))
+    with pytest.raises(ValueError, match=r"phrasings: expected known.*got 'nosuch'"):
+        tune.main(small(desk, phrasings="nosuch"))
 
 
 def test_another_robot_s_policy_is_not_played_at_the_desk(tmp_path):
@@ -241,7 +348,8 @@ def desk(tmp_path):
 
 def small(desk, **fields):
     options = {"num_steps": (1, 2), "sampler": ("ddim",), "grid": ("trailing", "logsnr")}
-    options |= {"guidance_scale": (0.0, 1.0), "episodes": 1, "miss_rate": 0.02}
+    options |= {"guidance_scale": (0.0, 1.0), "episodes": 1}
+    options |= {"miss_rate": 0.1, "budget_ms": 2000.0}  # so that any machine is fast enough
     return TuneConfig(desk, out=desk.parent / "out", **options | fields)
 
 
@@ -260,10 +368,87 @@ def test_an_interrupted_run_leaves_the_manifest_as_it_was(desk, monkeypatch, whe
     assert {path.name: path.read_bytes() for path in desk.iterdir()} == before
 
 
+def rows_on_disk(desk, name="tune.json"):
+    return json.loads((desk.parent / "out" / name).read_text())["rows"]
+
+
+def test_an_interrupted_run_leaves_what_was_measured_on_disk(desk, monkeypatch):
+    played = iter([["asked"] * 6] * 5)
+
+    def play(*_):
+        return next(played, None) or interrupt()
+
+    monkeypatch.setattr(DeskPolicy, "play", play)
+    with pytest.raises(KeyboardInterrupt):
+        tune.main(small(desk))
+    rows = rows_on_disk(desk, "tune.partial.json")
+    assert [row["stage"] for row in rows] == ["guidance"] * 4 + ["steps"]
+
+
+def test_the_guidance_scale_is_chosen_with_what_is_preferred_not_with_the_old_manifest_s(
+    desk, monkeypatch
+):
+    asked = []
+
+    def play(_, specs, sampling, *__):
+        asked.append((sampling.sampler, sampling.grid))
+        return ["asked"] * len(specs)
+
+    monkeypatch.setattr(DeskPolicy, "play", play)
+    monkeypatch.setattr(tune, "measure_latency", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        tune.main(small(desk, sampler=("dpmpp_2m", "ddim"), grid=("linspace", "logsnr")))
+    assert asked[0] == ("dpmpp_2m", "logsnr")  # the first pair that can be served
+    assert checkpoint.read_manifest(desk).defaults.sampler == "ddim"
+
+
+def fast(_, cases, *__, **___):
+    return Latencies({case: [0.01] * 1000 for case in cases}, [0.001] * 1000)
+
+
+def test_a_network_trained_meanwhile_is_not_blessed(desk, monkeypatch):
+    monkeypatch.setattr(DeskPolicy, "play", lambda _, specs, *__: ["asked"] * len(specs))
+
+    def retrain(*args, **fields):
+        path = desk / checkpoint.WEIGHTS
+        path.write_bytes(path.read_bytes() + b"other")
+        return fast(*args, **fields)
+
+    monkeypatch.setattr(tune.latency, "measure", retrain)
+    before = (desk / checkpoint.MANIFEST).read_bytes()
+    with pytest.raises(checkpoint.CheckpointError, match=r"model\.safetensors: changed since"):
+        tune.main(small(desk))
+    assert (desk / checkpoint.MANIFEST).read_bytes() == before
+    assert rows_on_disk(desk, "tune.partial.json")[-1]["stage"] == "recommendation"
+
+
+def test_only_the_policy_is_copied_for_the_latency_stage_and_few_counts_are_measured(
+    desk, monkeypatch
+):
+    (desk / "training").mkdir()
+    (desk / "training" / "huge").write_text("a training set")
+    monkeypatch.setattr(DeskPolicy, "play", lambda _, specs, *__: ["asked"] * len(specs))
+    served, measured = [], []
+
+    def serve(folder):
+        served.append({path.name for path in folder.iterdir()})
+        return running_server(folder)
+
+    def measure(address, cases, *_, samples, **__):
+        measured.append(([case.num_steps for case in cases], samples))
+        return fast(address, cases)
+
+    monkeypatch.setattr(tune, "running_server", serve)
+    monkeypatch.setattr(tune.latency, "measure", measure)
+    tune.main(small(desk, num_steps=(1, 2, 3), miss_rate=1e-3))
+    assert served == [{checkpoint.MANIFEST, *checkpoint.read_manifest(desk).files}]
+    assert measured == [([1, 4, 20], 10_000)]  # min and useful, 4 and 20 times that
+
+
 @pytest.mark.realtime
 def test_a_small_run_writes_manifest_rows_samples_and_a_plot(desk):
     tune.main(small(desk))
-    rows = json.loads((desk.parent / "out" / "tune.json").read_text())["rows"]
+    rows = rows_on_disk(desk)
     by_stage = {}
     for row in rows:
         by_stage.setdefault(row["stage"], []).append(row)
@@ -296,7 +481,8 @@ def test_a_small_run_writes_manifest_rows_samples_and_a_plot(desk):
     for row in by_stage["latency"]:
         assert row["samples"] == 100
         assert 0 < row["latency_p50_s"] <= row["latency_quantile_s"] <= row["latency_max_s"]
-    assert f"max_useful_steps = {useful}" in chosen["recommendation"]
+    (recommendation,) = by_stage["recommendation"]
+    assert f"max_useful_steps = {useful}" in recommendation["recommendation"]
     assert (desk.parent / "out" / "tune.png").stat().st_size > 10_000
     assert (desk.parent / "out" / "tune_samples.csv").exists()
     checkpoint.load(desk)  # hashes and all
