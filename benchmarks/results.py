@@ -54,6 +54,13 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _shown(value: object) -> str:
+    """Paths as seen from here: where a checkout lies is nobody's business."""
+    if isinstance(value, Path) and value.is_relative_to(Path.cwd()):
+        value = value.relative_to(Path.cwd())
+    return str(value)
+
+
 def write_results(
     folder: Path, name: str, config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
 ) -> Path:
@@ -68,6 +75,6 @@ def write_results(
         "rows": rows,
     }
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1, default=str) + "\n", "utf-8")
+    partial.write_text(json.dumps(content, indent=1, default=_shown) + "\n", "utf-8")
     partial.replace(path)
     return path

@@ -176,9 +176,9 @@ def test_an_unusable_desk_is_found_before_anything_is_measured(tmp_path, monkeyp
     with pytest.raises(CheckpointError, match="not found"):
         eta.main(EtaConfig(checkpoint=tmp_path / "nowhere", out=tmp_path / "out"))
     save_checkpoint(tmp_path / "tiny", make_policy())
+    config = EtaConfig(checkpoint=tmp_path / "tiny", out=tmp_path / "out")
     with pytest.raises(ValueError, match="expected a policy of the desk, got one of 'tiny'"):
-        options = {"num_steps": (1,), "out": tmp_path / "out"}
-        steps.main(StepsConfig(checkpoint=tmp_path / "tiny", **options))
+        eta.main(config)
 
 
 @pytest.mark.parametrize(
