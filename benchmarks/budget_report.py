@@ -31,9 +31,11 @@ def table_of(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table(
         title="denoising steps that fit a robot's period, and what they buy (times in ms)"
     )
-    names = ("Hz", "backend", "w", "a step", "planned", "asked", "missed", "fits, limit")
+    names = ("Hz", "backend", "w", "a step", "planned", "asked", "missed", "limit")
     for name in (*names, "p50", "max", "ping", "success", "sw2"):
-        table.add_column(name, justify="left" if name in {"backend", "fits, limit"} else "right")
+        table.add_column(
+            name, justify="left" if name in {"backend", "limit"} else "right", no_wrap=True
+        )
     for row in rows:
         table.add_row(
             f"{row['rate_hz']:g}",
@@ -43,7 +45,7 @@ def table_of(rows: Sequence[dict[str, Any]]) -> Table:
             shown(row["predicted_steps"], 1, "{:d}"),
             shown(row["num_steps"], 1, "{:d}"),
             _missed(row),
-            "no" if row["fits"] is False else row["limited_by"],
+            "too many" if row["fits"] is False else row["limited_by"],
             shown(row["latency_p50_s"], 1e3, "{:.1f}"),
             shown(row["latency_max_s"], 1e3, "{:.1f}"),
             shown(row["ping_p50_s"], 1e3, "{:.2f}"),
@@ -58,7 +60,7 @@ def _missed(row: dict[str, Any]) -> str:
     if row["miss_rate"] is None:
         return "–"
     missed = row["late"] + row["refused"] + row["lost"]
-    return f"{missed} of {row['due_requests']}"
+    return f"{missed}/{row['due_requests']}"
 
 
 def plot(rows: Sequence[dict[str, Any]], samples: Samples, miss_rate: float, path: Path) -> None:
@@ -86,6 +88,7 @@ def plot(rows: Sequence[dict[str, Any]], samples: Samples, miss_rate: float, pat
                 marker = _MARKERS[rates_hz.index(row["rate_hz"]) % 8]
                 _draw_quality(panels[2:], row, color, marker)
     panels[0].set(yscale="symlog", ylabel="denoising steps", title="fit the period")
+    panels[0].set_ylim(top=20 * panels[0].get_ylim()[1])  # room for the legend
     panels[0].plot([], [], ":", color="black", label="predicted")
     due = {row["rate_hz"]: row["due_requests"] for row in rows if row["due_requests"]}
     names = [f"{rate:g} Hz\n{due.get(rate, 'no')} requests" for rate in rates_hz]

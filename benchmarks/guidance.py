@@ -87,31 +87,23 @@ def run(config: GuidanceConfig, models: Sequence[PointModel]) -> list[dict[str, 
 
 
 def table_of(rows: Sequence[dict[str, Any]]) -> Table:
-    """Adherence, quality and diversity by w."""
-    table = Table(title="guidance: accuracy of the condition, and what it costs")
-    for name in ("target", "network", "sampler", "steps", "w", "accuracy", "on mode"):
-        table.add_column(
-            name, justify="left" if name in ("target", "network", "sampler") else "right"
-        )
-    for name in ("at bound", "covered", "entropy", "success", "opposite"):
-        table.add_column(name, justify="right")
+    """Adherence, quality and diversity by w; shares in percent."""
+    table = Table(title="guidance: adherence to the condition, and what it costs (shares in %)")
+    for name in ("of", "sampler", "steps", "w", "accuracy", "on mode", "at bound"):
+        left = name in ("of", "sampler")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True)
+    for name in ("covered", "entropy", "success", "opposed"):
+        table.add_column(name, justify="right", no_wrap=True)
+    shares = ("accuracy", "on_mode", "at_bound", "mode_coverage")
     for row in rows:
-        found = (
-            ("", "", "", "", "", f"{row['success_rate']:.1%}", f"{row['opposite_rate']:.1%}")
-            if row["target"] == "desk"
-            else (
-                f"{row['accuracy']:.1%}",
-                f"{row['on_mode']:.1%}",
-                f"{row['at_bound']:.2%}",
-                f"{row['mode_coverage']:.0%}",
-                f"{row['mode_entropy']:.3f}",
-                "",
-                "",
-            )
-        )
-        name = f"{row['target']}, {row['phrasings']}" if "phrasings" in row else row["target"]
-        how = (name, row["network"], row["sampler"], str(row["num_steps"]))
-        table.add_row(*how, f"{row['guidance_scale']:g}", *found)
+        how = (row["sampler"], str(row["num_steps"]), f"{row['guidance_scale']:g}")
+        if row["target"] == "desk":
+            found = (f"{100 * row[name]:.1f}" for name in ("success_rate", "opposite_rate"))
+            table.add_row(f"desk, {row['phrasings']}", *how, *[""] * 5, *found)
+        else:
+            found = (f"{100 * row[name]:.1f}" for name in shares)
+            name = "exact score" if row["network"] == "exact" else "trained"
+            table.add_row(name, *how, *found, f"{row['mode_entropy']:.3f}", "", "")
     return table
 
 

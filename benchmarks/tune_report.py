@@ -101,13 +101,13 @@ def _guidance_table(rows: Rows, chosen: dict[str, Any]) -> Table:
 
 def _steps_table(rows: Rows, chosen: dict[str, Any]) -> Table:
     how = f"w = {chosen['guidance_scale']:g}, {rows[0]['episodes']} episodes, the same for all"
-    table = Table(title=f"success by denoising steps, {how}")
+    table = Table(title=f"success in % by denoising steps, {how}")
     for name in ("sampler", "grid"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     counts = sorted({row["num_steps"] for row in rows})
     for count in counts:
         table.add_column(str(count), justify="right")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for sampler, grid in dict.fromkeys((row["sampler"], row["grid"]) for row in rows):
         rates = {
             row["num_steps"]: row["success_rate"]
@@ -118,8 +118,8 @@ def _steps_table(rows: Rows, chosen: dict[str, Any]) -> Table:
         table.add_row(
             sampler,
             grid,
-            *(f"{rates[count]:.1%}" for count in counts),
-            f"min {chosen['min_steps']}, useful {chosen['max_useful_steps']}" if mine else "",
+            *(f"{100 * rates[count]:.1f}" for count in counts),
+            "chosen" if mine else "",
         )
     return table
 

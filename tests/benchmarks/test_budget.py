@@ -148,7 +148,7 @@ def test_what_did_not_fit_is_not_drawn_as_what_a_period_buys(tmp_path, monkeypat
 def test_the_table_says_of_how_many_requests():
     rows = [attempt(10.0, 50, fits=True, missed=1), attempt(50.0, None, fits=None, missed=None)]
     (missed,) = [column for column in table_of(rows).columns if column.header == "missed"]
-    assert list(missed.cells) == ["1 of 100", "–"]
+    assert list(missed.cells) == ["1/100", "–"]
 
 
 @pytest.mark.realtime
