@@ -130,7 +130,7 @@ def plot(config: EtaConfig, rows: Sequence[dict[str, Any]], path: Path) -> None:
                 marker="o",
                 label=f"eta = {eta:g}",
             )
-        panels[3].set(title="desk: spread of chunks for one observation")
+        panels[3].set(title="desk: spread of chunks over seeds")
         panels[3].legend(fontsize=7)
     for panel in panels:
         panel.set(xscale="log", xlabel="denoising steps")
