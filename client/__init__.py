@@ -6,6 +6,7 @@ Start with `PolicyClient` for single questions and `ControlLoop` to drive a `Rob
 from client.action_buffer import ActionBuffer
 from client.control_loop import ControlLoop
 from client.errors import (
+    CancelledError,
     CannotServeError,
     ConnectionLostError,
     DeadlineError,
@@ -29,6 +30,7 @@ __all__ = [
     "PROTOCOL_VERSION",
     "ActionBuffer",
     "ArraySpec",
+    "CancelledError",
     "CannotServeError",
     "Chunk",
     "ConnectionLostError",

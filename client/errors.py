@@ -65,6 +65,12 @@ class SupersededError(CannotServeError):
     code = "superseded"
 
 
+class CancelledError(CannotServeError):
+    """The client no longer wants the answer and said so."""
+
+    code = "cancelled"
+
+
 class ServerFaultError(PolicyError):
     """The server's fault: the model failed or produced a non-finite action."""
 
@@ -90,6 +96,7 @@ _BY_CODE: dict[str, type[PolicyError]] = {
         OverloadedError,
         DeadlineError,
         SupersededError,
+        CancelledError,
         ServerFaultError,
         ProtocolError,
     )

@@ -1,14 +1,22 @@
-"""Checks of single values from outside; each names the field, what was expected and what came."""
+"""Checks of single values from outside; each names the field, what was expected and what came.
+
+They are made for every field of every message, so the common type passes after one comparison of
+types; whatever does not goes through the full rule, which is the only one that can refuse.
+"""
 
 from __future__ import annotations
 
 import math
 import reprlib
 import sys
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 MAX_INTEGER = 2**63 - 1
+_LARGEST = sys.float_info.max
 
 
 def shown(value: object) -> str:
@@ -22,6 +30,8 @@ def integer(field: str, value: object, low: int, high: int = MAX_INTEGER) -> int
     Raises:
         ValueError: not an integer in low..high.
     """
+    if type(value) is int and low <= value <= high:
+        return value
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         plain = int(value)
         if low <= plain <= high:
@@ -37,9 +47,11 @@ def number(field: str, value: object, low: float = -math.inf, high: float = math
     Raises:
         ValueError: not a number, not finite, or out of range.
     """
+    if type(value) is float and low <= value <= high and -_LARGEST <= value <= _LARGEST:
+        return value
     plain = value.item() if isinstance(value, (np.integer, np.floating)) else value
     if isinstance(plain, (int, float)) and not isinstance(plain, bool):
-        finite = -sys.float_info.max <= plain <= sys.float_info.max  # exact for a huge int, too
+        finite = -_LARGEST <= plain <= _LARGEST  # exact for a huge int, too
         if finite and low <= plain <= high:
             return float(plain)
     allowed = "" if low == -math.inf and high == math.inf else f" in {low:g}..{high:g}"
@@ -81,11 +93,11 @@ def text(field: str, value: object, max_bytes: int = sys.maxsize) -> str:
     if not isinstance(value, str):
         msg = f"{field}: expected a string, got {shown(value)}"
         raise ValueError(msg)
-    if not value.strip():
+    if not value or value.isspace():
         msg = f"{field}: expected a string that is not blank, got {shown(value)}"
         raise ValueError(msg)
     try:
-        size = len(value.encode())
+        size = len(value) if value.isascii() else len(value.encode())
     except UnicodeEncodeError:
         msg = f"{field}: expected text that UTF-8 can encode, got {shown(value)}"
         raise ValueError(msg) from None
@@ -93,3 +105,14 @@ def text(field: str, value: object, max_bytes: int = sys.maxsize) -> str:
         msg = f"{field}: expected at most {max_bytes} bytes of UTF-8, got {size}; shorten it"
         raise ValueError(msg)
     return value
+
+
+@lru_cache(maxsize=64)
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """`dtype.name`, which numpy puts together anew each time that it is asked."""
+    return dtype.name
+
+
+def all_finite(array: npt.NDArray[Any]) -> bool:
+    """Whether no element is NaN or infinite."""
+    return int(np.count_nonzero(np.isfinite(array))) == array.size

@@ -7,8 +7,7 @@ one set of rules. A request that breaks one raises `InvalidRequestError` with it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,9 @@ import numpy.typing as npt
 from client.errors import DeadlineError, InvalidRequestError, PolicyError, from_wire
 from client.field_checks import (
     MAX_INTEGER,
+    all_finite,
     boolean,
+    dtype_name,
     integer,
     number,
     positive_seconds,
@@ -33,24 +34,28 @@ MAX_ERROR_BYTES = 2000
 MAX_DIMENSIONS = 8
 
 
-@contextmanager
-def _callers_fault(request_id: object) -> Iterator[None]:
-    """Turn a failed check into an `InvalidRequestError` that says which request it was."""
+def _callers_fault(error: ValueError, request_id: object) -> InvalidRequestError:
+    """A failed check of a request as the error that says which request it was."""
+    known = None
+    if isinstance(request_id, int) and 0 <= request_id <= MAX_INTEGER:
+        known = int(request_id)
+    return InvalidRequestError(str(error), request_id=known)
+
+
+def _check_request_id(request_id: object) -> None:
     try:
-        yield
+        integer("request_id", request_id, 0)
     except ValueError as error:
-        known = None
-        if isinstance(request_id, int) and 0 <= request_id <= MAX_INTEGER:
-            known = int(request_id)
-        raise InvalidRequestError(str(error), request_id=known) from None
+        raise _callers_fault(error, request_id) from None
 
 
 def _check_array(field: str, array: object) -> None:
     if not isinstance(array, np.ndarray):
         msg = f"{field}: expected a numpy array, got {type(array).__name__}"
         raise ValueError(msg)
-    if array.dtype.name not in ALLOWED_DTYPES:
-        msg = f"{field}: expected dtype {' or '.join(ALLOWED_DTYPES)}, got {array.dtype.name}"
+    if dtype_name(array.dtype) not in ALLOWED_DTYPES:
+        expected = " or ".join(ALLOWED_DTYPES)
+        msg = f"{field}: expected dtype {expected}, got {dtype_name(array.dtype)}"
         raise ValueError(msg)
     if not 1 <= array.ndim <= MAX_DIMENSIONS or array.size == 0:
         msg = f"{field}: expected 1..{MAX_DIMENSIONS} dimensions, none 0, got shape {array.shape}"
@@ -90,7 +95,7 @@ class ActRequest:
 
     def __post_init__(self) -> None:
         """Check every field; numpy scalars become Python numbers."""
-        with _callers_fault(self.request_id):
+        try:
             checked: dict[str, Any] = {
                 "request_id": integer("request_id", self.request_id, 0),
                 "session_id": text("session_id", self.session_id, MAX_SESSION_ID_BYTES),
@@ -106,14 +111,15 @@ class ActRequest:
                 checked["eta"] = number("eta", self.eta, 0.0, 1.0)
             if self.seed is not None:
                 checked["seed"] = integer("seed", self.seed, 0)
-            if not isinstance(self.observation, Mapping):
+            if not isinstance(self.observation, (dict, Mapping)):  # dict: ten times as fast
                 msg = f"observation: expected a mapping of arrays, got {shown(self.observation)}"
                 raise ValueError(msg)
             for name, array in self.observation.items():
                 text("observation", name, MAX_NAME_BYTES)
                 _check_array(f"observation.{name}", array)
-        for field, value in checked.items():
-            object.__setattr__(self, field, value)
+        except ValueError as error:
+            raise _callers_fault(error, self.request_id) from None
+        vars(self).update(checked)  # what is frozen is frozen from here on
 
 
 @dataclass(frozen=True)
@@ -124,8 +130,7 @@ class MetadataRequest:
 
     def __post_init__(self) -> None:
         """Check the field."""
-        with _callers_fault(self.request_id):
-            integer("request_id", self.request_id, 0)
+        _check_request_id(self.request_id)
 
 
 @dataclass(frozen=True)
@@ -136,8 +141,24 @@ class PingRequest:
 
     def __post_init__(self) -> None:
         """Check the field."""
-        with _callers_fault(self.request_id):
+        _check_request_id(self.request_id)
+
+
+@dataclass(frozen=True)
+class CancelRequest:
+    """The act request of this session and number is no longer wanted; has no reply of its own."""
+
+    session_id: str
+    request_id: int
+
+    def __post_init__(self) -> None:
+        """Check both fields."""
+        try:
+            text("session_id", self.session_id, MAX_SESSION_ID_BYTES)
             integer("request_id", self.request_id, 0)
+        except ValueError as error:
+            # without the number: an error that had it would pass for the act request's answer
+            raise InvalidRequestError(str(error)) from None
 
 
 # ── replies ──────────────────────────────────────────────────────────────────────────────────────
@@ -162,8 +183,10 @@ class Timing:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        for field, value in vars(self).items():
-            number(f"timing.{field}", value, low=0.0)
+        number("timing.queue_s", self.queue_s, 0.0)
+        number("timing.encode_s", self.encode_s, 0.0)
+        number("timing.denoise_s", self.denoise_s, 0.0)
+        number("timing.total_s", self.total_s, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,6 +199,7 @@ class ActionChunk:
         num_steps: denoising steps executed.
         timesteps: the timestep of each executed step, first to last.
         nfe: network rows evaluated for this sample.
+        rows_per_call: mean number of requests that shared its network calls, itself included.
         deadline_met: the server's verdict, by its own clock.
         model_id: of the checkpoint that answered.
         guidance_scale: w that was used.
@@ -189,6 +213,7 @@ class ActionChunk:
     num_steps: int
     timesteps: tuple[int, ...]
     nfe: int
+    rows_per_call: float
     deadline_met: bool
     model_id: str
     guidance_scale: float
@@ -199,13 +224,13 @@ class ActionChunk:
     def __post_init__(self) -> None:
         """Check every field; numpy scalars become Python numbers."""
         _check_array("actions", self.actions)
-        if self.actions.dtype.name != "float32" or self.actions.ndim != 2:
+        if dtype_name(self.actions.dtype) != "float32" or self.actions.ndim != 2:
             msg = (
                 "actions: expected float32 [horizon, action_dim], "
-                f"got {self.actions.dtype.name} {self.actions.shape}"
+                f"got {dtype_name(self.actions.dtype)} {self.actions.shape}"
             )
             raise ValueError(msg)
-        if not np.isfinite(self.actions).all():
+        if not all_finite(self.actions):
             raise ValueError("actions: expected finite numbers, got NaN or infinity")
         text("model_id", self.model_id, MAX_NAME_BYTES)
         checked: dict[str, Any] = {
@@ -213,6 +238,7 @@ class ActionChunk:
             "num_steps": integer("num_steps", self.num_steps, 1),
             "timesteps": tuple(integer("timesteps", t, 0) for t in self.timesteps),
             "nfe": integer("nfe", self.nfe, 0),
+            "rows_per_call": number("rows_per_call", self.rows_per_call, 1.0),
             "deadline_met": boolean("deadline_met", self.deadline_met),
             "guidance_scale": number("guidance_scale", self.guidance_scale),
             "eta": number("eta", self.eta, 0.0, 1.0),
@@ -221,8 +247,7 @@ class ActionChunk:
         if len(checked["timesteps"]) != checked["num_steps"]:
             msg = f"timesteps: expected num_steps={self.num_steps}, got {len(self.timesteps)}"
             raise ValueError(msg)
-        for field, value in checked.items():
-            object.__setattr__(self, field, value)
+        vars(self).update(checked)
 
 
 @dataclass(frozen=True)
@@ -356,6 +381,7 @@ class ErrorReply:
         )
 
 
-Request = ActRequest | MetadataRequest | PingRequest
+REQUESTS = (ActRequest, CancelRequest, MetadataRequest, PingRequest)
+Request = ActRequest | CancelRequest | MetadataRequest | PingRequest
 Reply = ActionChunk | MetadataReply | Pong | ErrorReply
 Message = Request | Reply

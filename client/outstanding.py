@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from client.errors import ConnectionLostError, PolicyError, ProtocolError
+from client.errors import CancelledError, ConnectionLostError, PolicyError, ProtocolError
 from client.messages import ActionChunk, ErrorReply, Message, MetadataReply, Pong
 
 
@@ -50,7 +50,7 @@ class Sent:
 
 
 class Outstanding:
-    """Settles every request exactly once: by its reply, its error, or its timeout.
+    """Settles every request exactly once: by its reply, its error, its timeout or its cancelling.
 
     Attributes:
         dropped: replies to a request that is unknown or already settled.
@@ -98,10 +98,18 @@ class Outstanding:
             )
         return reply
 
-    def expire(self, now_s: float) -> list[ConnectionLostError]:
-        """Settle the requests whose timeout has passed."""
+    def expire(self, now_s: float) -> list[tuple[Sent, ConnectionLostError]]:
+        """Settle the requests whose timeout has passed; each as it was sent and its error."""
         expired = [i for i, s in self._sent.items() if now_s >= s.sent_s + s.timeout_s]
         return [self._lost(request_id) for request_id in expired]
+
+    def cancel(self, request_id: int) -> CancelledError | None:
+        """Settle a request for an action chunk that is no longer wanted; None if it is none."""
+        sent = self._sent.get(request_id)
+        if sent is None or sent.expects is not ActionChunk:
+            return None
+        self.forget(request_id)
+        return CancelledError(f"request {request_id}: cancelled", request_id=request_id)
 
     def forget(self, request_id: int) -> None:
         """Nobody waits for this request any more."""
@@ -115,13 +123,13 @@ class Outstanding:
         """When `expire` will next have something to do; None if nothing is outstanding."""
         return min((s.sent_s + s.timeout_s for s in self._sent.values()), default=None)
 
-    def _lost(self, request_id: int) -> ConnectionLostError:
-        timeout_s = self._sent.pop(request_id).timeout_s
+    def _lost(self, request_id: int) -> tuple[Sent, ConnectionLostError]:
+        sent = self._sent.pop(request_id)
         msg = (
-            f"request {request_id}: expected an answer within timeout_s={timeout_s:g}, got none; "
-            "is the server running, and reachable at this address?"
+            f"request {request_id}: expected an answer within timeout_s={sent.timeout_s:g}, got "
+            "none; is the server running, and reachable at this address?"
         )
-        return ConnectionLostError(msg, request_id=request_id)
+        return sent, ConnectionLostError(msg, request_id=request_id)
 
 
 def _not_a_reply(reply: Message | PolicyError, expected: str) -> ProtocolError:

@@ -1,7 +1,8 @@
-"""The socket to a policy server; the only file of the client that imports zmq.
+"""A policy server as an object with methods.
 
-All that can be decided without a socket is decided elsewhere: client/wire.py (bytes),
+What can be decided without a socket is decided elsewhere: client/wire.py (bytes),
 client/outstanding.py (which answer belongs to which request), client/network_margin.py (budgets).
+The socket is in client/connection.py.
 """
 
 from __future__ import annotations
@@ -15,18 +16,14 @@ from types import TracebackType
 from typing import Any, TypeVar, cast
 
 import numpy.typing as npt
-import zmq
 
-from client.errors import (
-    ConnectionLostError,
-    DeadlineError,
-    InvalidRequestError,
-    PolicyError,
-)
+from client.connection import HIGH_WATER_MARK, Connection, Context
+from client.errors import ConnectionLostError, DeadlineError, InvalidRequestError, PolicyError
 from client.field_checks import positive_seconds
 from client.messages import (
     ActionChunk,
     ActRequest,
+    CancelRequest,
     Message,
     Metadata,
     MetadataReply,
@@ -39,8 +36,7 @@ from client.network_margin import NetworkMargin
 from client.outstanding import Chunk, Outstanding, Result, Sent
 from client.wire import REPLY_LIMITS, WireLimits, decode, encode
 
-_HIGH_WATER_MARK = 64  # messages that wait in either direction; more is a bug or a dead peer
-_MAX_REPLIES_PER_COLLECT = 2 * _HIGH_WATER_MARK  # a flood of replies cannot hold the caller
+_MAX_REPLIES_PER_COLLECT = 2 * HIGH_WATER_MARK  # a flood of replies cannot hold the caller
 _SPENT_BUDGET_S = 1e-6  # on the wire when a request must go out although its budget is spent
 
 _LONGEST_WAIT_MS = 1000
@@ -66,7 +62,7 @@ class PolicyClient:
         *,
         session_id: str | None = None,
         limits: WireLimits = REPLY_LIMITS,
-        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+        context: Context | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Begin to connect; returns at once, whether a server is there or not.
@@ -90,31 +86,11 @@ class PolicyClient:
         self._margin = NetworkMargin()
         self._outstanding = Outstanding()
         self._settled: list[Result] = []
-        self._owns_context = context is None
-        self._context = context or zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        for option, value in (
-            (zmq.LINGER, 0),
-            (zmq.SNDHWM, _HIGH_WATER_MARK),
-            (zmq.RCVHWM, _HIGH_WATER_MARK),
-            (zmq.MAXMSGSIZE, limits.max_frame_bytes),
-            (zmq.IMMEDIATE, 1),  # nothing piles up for a server that is not there
-            (zmq.RECONNECT_IVL, 50),
-            (zmq.RECONNECT_IVL_MAX, 1000),
-            (zmq.HEARTBEAT_IVL, 1000),  # notices a host that vanished without a goodbye
-            (zmq.HEARTBEAT_TIMEOUT, 3000),
-        ):
-            self._socket.setsockopt(option, value)
-        try:
-            self._socket.connect(address)
-        except zmq.ZMQError as error:
-            self.close()
-            msg = f"address: expected e.g. tcp://127.0.0.1:5555, got {address!r} ({error})"
-            raise InvalidRequestError(msg) from error
+        self._connection = Connection(address, limits.max_frame_bytes, context)
 
     @property
     def dropped_replies(self) -> int:
-        """Replies to requests that were unknown or already settled."""
+        """Replies to requests that were unknown or already settled (so cancelled ones, too)."""
         return self._outstanding.dropped
 
     def metadata(self, *, timeout_s: float = 1.0) -> Metadata:
@@ -215,7 +191,7 @@ class PolicyClient:
             seed: of every random number of the answer; None lets the server draw one.
             best_effort: answer even if the budget cannot be met.
             due_s: instant of the client's clock from which budget_s counts; None is now.
-            timeout_s: give up, counted from now.
+            timeout_s: give up, counted from now, and tell the server so.
 
         Returns:
             The request_id; ids rise.
@@ -257,6 +233,19 @@ class PolicyClient:
         self._post(replace(request, budget_s=left_s), sent)
         return request.request_id
 
+    def cancel(self, request_id: int) -> None:
+        """Say that the answer to a `submit` is no longer wanted: it costs the server nothing more.
+
+        It comes up in `poll` as a `CancelledError`, unless its answer is there already; what the
+        server still sends is dropped. Does not wait. A request whose timeout_s has passed is
+        cancelled by itself.
+        """
+        self._collect()
+        error = self._outstanding.cancel(request_id)
+        if error is not None:
+            self._settled.append(error)
+            self._send_cancel(request_id)
+
     def poll(self, timeout_s: float = 0.0) -> list[Chunk | PolicyError]:
         """What has come of earlier `submit` calls: chunks and errors, each with its request_id.
 
@@ -278,9 +267,7 @@ class PolicyClient:
 
     def close(self) -> None:
         """Close the socket at once; what is outstanding is forgotten."""
-        self._socket.close(linger=0)
-        if self._owns_context:
-            self._context.term()
+        self._connection.close()
 
     def __enter__(self) -> PolicyClient:
         """Nothing to do: connecting began with the constructor."""
@@ -315,21 +302,21 @@ class PolicyClient:
 
     def _post(self, request: Request, sent: Sent) -> None:
         """Send, or settle as lost if there is nobody to send to."""
-        frames = encode(request, self._limits)
-        try:
-            self._socket.send_multipart(frames, zmq.NOBLOCK)
-        except zmq.Again:
+        if self._connection.send(encode(request, self._limits)):
+            self._outstanding.add(request.request_id, sent)
+        else:
             msg = f"request {request.request_id}: not sent, no connection to {self.address}"
             self._settled.append(ConnectionLostError(msg, request_id=request.request_id))
-        else:
-            self._outstanding.add(request.request_id, sent)
+
+    def _send_cancel(self, request_id: int) -> None:
+        """Or not, if there is no connection: the request is lost anyhow then."""
+        self._connection.send(encode(CancelRequest(self.session_id, request_id), self._limits))
 
     def _collect(self) -> None:
         """Settle whatever has arrived or expired by now."""
         for _ in range(_MAX_REPLIES_PER_COLLECT):
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
+            frames = self._connection.receive()
+            if frames is None:
                 break
             now_s = self._clock()
             reply: Message | PolicyError
@@ -342,14 +329,17 @@ class PolicyClient:
                 self._margin.add(result.round_trip_s, result.timing.total_s)
             if result is not None:
                 self._settled.append(result)
-        self._settled += self._outstanding.expire(self._clock())
+        for sent, lost in self._outstanding.expire(self._clock()):
+            self._settled.append(lost)
+            if sent.expects is ActionChunk and lost.request_id is not None:
+                self._send_cancel(lost.request_id)
 
     def _wait(self, at_most_ms: int) -> None:
         """Sleep until something arrives or expires."""
         expiry_s = self._outstanding.next_expiry_s()
         if expiry_s is not None:
             at_most_ms = min(at_most_ms, math.ceil((expiry_s - self._clock()) * 1000))
-        self._socket.poll(max(0, at_most_ms))
+        self._connection.wait(at_most_ms)
 
     def _await(self, request_id: int, reply_type: type[T]) -> T:
         """The answer to one request, or its error raised; other results stay for `poll`."""
@@ -370,8 +360,8 @@ class PolicyClient:
         return cast(T, result)  # Outstanding lets nothing else through
 
     def _await_connection(self, until_s: float) -> None:
-        left_ms = max(0, math.ceil((until_s - self._clock()) * 1000))
-        if not self._socket.poll(left_ms, zmq.POLLOUT):
+        left_ms = math.ceil((until_s - self._clock()) * 1000)
+        if not self._connection.wait_connected(left_ms):
             msg = f"no connection to {self.address}; is the server running there?"
             raise ConnectionLostError(msg)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from client.errors import InvalidRequestError, ServerFaultError
-from client.field_checks import integer, number, positive_seconds, text
+from client.field_checks import all_finite, dtype_name, integer, number, positive_seconds, text
 
 ALLOWED_DTYPES = ("float32", "uint8")
 _MAX_NAME_BYTES = 100
@@ -58,13 +58,13 @@ class ArraySpec:
         if array.shape != self.shape:
             msg = f"observation.{name}: expected shape {self.shape}, got {array.shape}"
             raise InvalidRequestError(msg)
-        if array.dtype.name != self.dtype:
+        if dtype_name(array.dtype) != self.dtype:
             msg = (
-                f"observation.{name}: expected dtype {self.dtype}, got {array.dtype.name}; "
+                f"observation.{name}: expected dtype {self.dtype}, got {dtype_name(array.dtype)}; "
                 f"convert with .astype({self.dtype!r})"
             )
             raise InvalidRequestError(msg)
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        if array.dtype.kind == "f" and not all_finite(array):
             where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
             msg = (
                 f"observation.{name}: expected finite numbers, "
@@ -152,20 +152,21 @@ class PolicySpec:
         Raises:
             InvalidRequestError: a key is missing or unknown, or an array does not fit.
         """
-        if not isinstance(observation, Mapping):
+        if not isinstance(observation, (dict, Mapping)):  # dict: ten times as fast
             msg = f"observation: expected a mapping of arrays, got {type(observation).__name__}"
             raise InvalidRequestError(msg)
-        missing = [name for name in self.observation if name not in observation]
-        if missing:
-            msg = f"observation: missing {missing}, expected exactly {list(self.observation)}"
-            raise InvalidRequestError(msg)
-        unknown = [name for name in observation if name not in self.observation]
-        if unknown:
-            msg = f"observation: unknown {unknown}, expected exactly {list(self.observation)}"
-            raise InvalidRequestError(msg)
+        if observation.keys() != self.observation.keys():
+            self._refuse_names(observation)
         return {
             name: spec.validate(name, observation[name]) for name, spec in self.observation.items()
         }
+
+    def _refuse_names(self, observation: Mapping[str, object]) -> NoReturn:
+        missing = [name for name in self.observation if name not in observation]
+        unknown = [name for name in observation if name not in self.observation]
+        what = f"missing {missing}" if missing else f"unknown {unknown}"
+        msg = f"observation: {what}, expected exactly {list(self.observation)}"
+        raise InvalidRequestError(msg)
 
     def validate_action(self, action: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """One action, float32 [action_dim], that is safe to command.

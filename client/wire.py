@@ -7,7 +7,6 @@ anything is built from it, and nothing that it contains is ever executed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, TypeVar
@@ -17,12 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from client.errors import InvalidRequestError, PolicyError, ProtocolError
-from client.field_checks import MAX_INTEGER, integer, shown, text
+from client.field_checks import MAX_INTEGER, dtype_name, integer, shown, text
 from client.messages import (
     MAX_DIMENSIONS,
     MAX_NAME_BYTES,
+    REQUESTS,
     ActionChunk,
     ActRequest,
+    CancelRequest,
     ErrorReply,
     Message,
     Metadata,
@@ -41,6 +42,7 @@ __all__ = [
     "REPLY_LIMITS",
     "ActRequest",
     "ActionChunk",
+    "CancelRequest",
     "ErrorReply",
     "Message",
     "Metadata",
@@ -59,6 +61,7 @@ PROTOCOL_VERSION = 1
 
 _CLASSES: dict[str, type[Any]] = {
     "act": ActRequest,
+    "cancel": CancelRequest,
     "metadata": MetadataRequest,
     "ping": PingRequest,
     "action_chunk": ActionChunk,
@@ -67,8 +70,15 @@ _CLASSES: dict[str, type[Any]] = {
     "error": ErrorReply,
 }
 _TYPES = {cls: name for name, cls in _CLASSES.items()}
-_REQUESTS = (ActRequest, MetadataRequest, PingRequest)
 _ARRAY_FIELDS = {ActRequest: "observation", ActionChunk: "actions"}
+_FIELDS = {
+    cls: (
+        frozenset(field.name for field in fields(cls)),
+        frozenset(field.name for field in fields(cls) if field.default is MISSING),
+    )
+    for cls in (*_CLASSES.values(), Timing, SamplingDefaults, Metadata)
+}
+"""Names of a class's fields: all of them, and those that have no default."""
 _WIRE_DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ALLOWED_DTYPES}
 
 Frame = bytes | memoryview
@@ -124,7 +134,7 @@ def encode(message: Message, limits: WireLimits = REPLY_LIMITS) -> list[Frame]:
     try:
         return _encode(message, limits)
     except ValueError as error:
-        if isinstance(message, _REQUESTS):
+        if isinstance(message, REQUESTS):
             raise InvalidRequestError(str(error), request_id=message.request_id) from None
         raise
 
@@ -152,10 +162,12 @@ def decode(frames: Sequence[Frame], limits: WireLimits = REPLY_LIMITS) -> Messag
     if cls is None:
         msg = f"type: expected one of {list(_CLASSES)}, got {shown(kind)}"
         raise ProtocolError(msg, request_id=request_id)
+    if cls is CancelRequest:
+        request_id = None  # an error that had it would pass for the act request's answer
     try:
         return _build_message(cls, header, frames, limits)
     except ValueError as error:
-        fault: type[PolicyError] = InvalidRequestError if cls in _REQUESTS else ProtocolError
+        fault: type[PolicyError] = InvalidRequestError if cls in REQUESTS else ProtocolError
         raise fault(str(error), request_id=request_id) from None
 
 
@@ -175,7 +187,7 @@ def _encode(message: Message, limits: WireLimits) -> list[Frame]:
         case MetadataReply():
             header["metadata"] = asdict(message.metadata)
     if arrays:
-        header["arrays"] = [[name, a.dtype.name, a.shape] for name, a in arrays.items()]
+        header["arrays"] = [[name, dtype_name(a.dtype), a.shape] for name, a in arrays.items()]
     packed = msgpack.packb(header)
     if len(packed) > limits.max_header_bytes:
         msg = f"header: expected at most {limits.max_header_bytes} bytes, got {len(packed)}"
@@ -183,13 +195,15 @@ def _encode(message: Message, limits: WireLimits) -> list[Frame]:
     _check_frame_count(1 + len(arrays), limits)
     for name, array in arrays.items():
         _check_array_bytes(name, array.nbytes, limits)
-    return [
-        packed,
-        *(
-            np.ascontiguousarray(array, dtype=_WIRE_DTYPES[array.dtype.name]).data.cast("B")
-            for array in arrays.values()
-        ),
-    ]
+    return [packed, *map(_array_frame, arrays.values())]
+
+
+def _array_frame(array: npt.NDArray[Any]) -> memoryview:
+    """The array's own memory if it is laid out as the wire has it, else that of a copy."""
+    dtype = _WIRE_DTYPES[dtype_name(array.dtype)]
+    if array.dtype != dtype or not array.flags.c_contiguous:
+        array = np.ascontiguousarray(array, dtype=dtype)
+    return array.data.cast("B")
 
 
 # ── frames → messages ────────────────────────────────────────────────────────────────────────────
@@ -199,7 +213,7 @@ def _unpack(frames: Sequence[Frame], limits: WireLimits) -> dict[object, Any]:
     """The header as a map; nothing of it has been checked but its size."""
     if not frames:
         raise ProtocolError("message: expected at least a header frame, got no frame")
-    size = memoryview(frames[0]).nbytes
+    size = len(frames[0])
     if size > limits.max_header_bytes:
         msg = f"header: expected at most {limits.max_header_bytes} bytes, got {size}"
         raise ProtocolError(msg)
@@ -228,14 +242,15 @@ def _build_message(
     cls: type[Any], header: dict[object, Any], frames: Sequence[Frame], limits: WireLimits
 ) -> Message:
     """Raises `ValueError` for whatever breaks a rule."""
-    values = {k: v for k, v in header.items() if k not in ("protocol", "type", "arrays")}
+    values = header
+    del values["protocol"], values["type"]
     array_field = _ARRAY_FIELDS.get(cls)
-    if array_field is None and "arrays" in header:
+    if array_field is None and "arrays" in values:
         raise ValueError("arrays: expected none in this type of message")
     if array_field in values:
         msg = f"{array_field}: expected as frames that `arrays` lists, got it in the header"
         raise ValueError(msg)
-    arrays = _arrays(header.get("arrays", []), frames, limits)
+    arrays = _arrays(values.pop("arrays", []), frames, limits)
     if cls is ActRequest:
         values["observation"] = arrays
         if "instruction" in values:
@@ -269,13 +284,13 @@ def _build(cls: type[T], where: str, values: object) -> T:
     if not isinstance(values, dict):
         msg = f"{where}: expected a map, got {shown(values)}"
         raise ValueError(msg)
-    known = {field.name: field.default is MISSING for field in fields(cls)}  # type: ignore[arg-type]
-    unknown = [key for key in values if key not in known]
-    if unknown:
-        msg = f"{where}: unknown {shown(unknown)}, expected {list(known)}"
+    known, needed = _FIELDS[cls]
+    if not values.keys() <= known:
+        unknown = [key for key in values if key not in known]
+        msg = f"{where}: unknown {shown(unknown)}, expected {sorted(known)}"
         raise ValueError(msg)
-    missing = [name for name, needed in known.items() if needed and name not in values]
-    if missing:
+    if not needed <= values.keys():
+        missing = sorted(needed - values.keys())
         msg = f"{where}: missing {missing}"
         raise ValueError(msg)
     return cls(**values)
@@ -300,12 +315,12 @@ def _arrays(
         if name in arrays:
             msg = f"arrays: expected different names, got {shown(name)} twice"
             raise ValueError(msg)
-        arrays[name] = _array(name, descriptor[1], descriptor[2], memoryview(frame), limits)
+        arrays[name] = _array(name, descriptor[1], descriptor[2], frame, limits)
     return arrays
 
 
 def _array(
-    name: str, dtype: object, shape: object, frame: memoryview, limits: WireLimits
+    name: str, dtype: object, shape: object, frame: Frame, limits: WireLimits
 ) -> npt.NDArray[Any]:
     """A read-only view of `frame`; its declared size must be its size."""
     if not isinstance(dtype, str) or dtype not in _WIRE_DTYPES:
@@ -314,16 +329,18 @@ def _array(
     if not isinstance(shape, list) or not 1 <= len(shape) <= MAX_DIMENSIONS:
         msg = f"arrays.{name}: expected a shape of 1..{MAX_DIMENSIONS} numbers, got {shown(shape)}"
         raise ValueError(msg)
-    dimensions = [integer(f"arrays.{name}: shape", n, 1, limits.max_array_bytes) for n in shape]
-    declared = math.prod(dimensions) * _WIRE_DTYPES[dtype].itemsize
-    _check_array_bytes(name, frame.nbytes, limits)
-    if declared != frame.nbytes:
+    field = f"arrays.{name}: shape"
+    declared = _WIRE_DTYPES[dtype].itemsize
+    for n in shape:
+        declared *= integer(field, n, 1, limits.max_array_bytes)
+    _check_array_bytes(name, len(frame), limits)
+    if declared != len(frame):
         msg = (
-            f"arrays.{name}: expected a frame of {declared} bytes for {dtype} {dimensions}, "
-            f"got {frame.nbytes}"
+            f"arrays.{name}: expected a frame of {declared} bytes for {dtype} {shape}, "
+            f"got {len(frame)}"
         )
         raise ValueError(msg)
-    array = np.frombuffer(frame, dtype=_WIRE_DTYPES[dtype]).reshape(dimensions)
+    array = np.frombuffer(frame, dtype=_WIRE_DTYPES[dtype]).reshape(shape)
     array.flags.writeable = False
     return array
 

@@ -12,14 +12,14 @@ from tyro.conf import Positional, subcommand
 
 from models import checkpoint
 from models.checkpoint import CheckpointError
-from models.export import export_onnx
+from models.export import export_encoder, export_step
 from models.train import TrainConfig, train
 from models.train_mixture import TrainMixtureConfig, train_mixture
 
 
 @dataclass(frozen=True)
 class Export:
-    """Write model.onnx into a checkpoint folder and its hash into the manifest."""
+    """Write model.onnx and encoder.onnx into a checkpoint folder and list them in its manifest."""
 
     checkpoint: Positional[Path]
     """Folder made by `python -m models train`."""
@@ -65,10 +65,13 @@ def main() -> None:
                     f"conditions ({trained.diffusion.prediction_type})\n"
                 )
             case Export():
-                manifest, policy = checkpoint.load(command.checkpoint)
-                export_onnx(policy, command.checkpoint / checkpoint.ONNX)
-                checkpoint.write_manifest(command.checkpoint, manifest)
-                sys.stderr.write(f"wrote {command.checkpoint / checkpoint.ONNX}\n")
+                folder = command.checkpoint
+                checkpoint.discard_exports(folder)  # damaged ones can thus be repaired
+                manifest, policy = checkpoint.load(folder)
+                export_step(policy, folder / checkpoint.ONNX)
+                export_encoder(policy, folder / checkpoint.ENCODER_ONNX)
+                checkpoint.write_manifest(folder, manifest)
+                sys.stderr.write(f"wrote {', '.join(checkpoint.EXPORTS)} into {folder}\n")
             case Describe():
                 manifest, _ = checkpoint.load(command.checkpoint)
                 sys.stdout.write(manifest.to_json())

@@ -1,4 +1,4 @@
-"""A checkpoint: a folder with `manifest.json`, `model.safetensors` and optionally `model.onnx`.
+"""A checkpoint: a folder with `manifest.json`, `model.safetensors` and, optionally, ONNX exports.
 
 JSON and safetensors only: loading one runs no code from it. Files are checked against the hashes in
 the manifest.
@@ -26,6 +26,9 @@ from models.samplers import SamplerName, takes_eta
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 ONNX = "model.onnx"
+ENCODER_ONNX = "encoder.onnx"
+EXPORTS = (ONNX, ENCODER_ONNX)
+"""The guided step and the encoder: a checkpoint has both or neither."""
 MANIFEST = "manifest.json"
 PRETRAINED = Path(__file__).parent / "pretrained"
 """Checkpoints that ship with the package, by task name."""
@@ -174,14 +177,15 @@ def file_sha256(path: Path) -> str:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Write `manifest` with the hashes of the files that lie in `folder` now; return it so.
+    """Write `manifest` with the hashes of the files that lie in `folder` now; return it so."""
+    exported = EXPORTS if all((folder / name).exists() for name in EXPORTS) else ()
+    names = [name for name in (WEIGHTS, *exported) if (folder / name).exists()]
+    return _write(folder, manifest, {name: file_sha256(folder / name) for name in names})
 
-    The file is replaced in one piece: an interrupted write leaves the old one.
-    """
-    names = [name for name in (WEIGHTS, ONNX) if (folder / name).exists()]
-    manifest = dataclasses.replace(
-        manifest, files={name: file_sha256(folder / name) for name in names}
-    )
+
+def _write(folder: Path, manifest: Manifest, files: Mapping[str, str]) -> Manifest:
+    """The file is replaced in one piece: an interrupted write leaves the old one."""
+    manifest = dataclasses.replace(manifest, files=files)
     partial = folder / (MANIFEST + ".partial")
     partial.write_text(manifest.to_json(), "utf-8")
     partial.replace(folder / MANIFEST)
@@ -189,14 +193,27 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def save(folder: Path, manifest: Manifest, policy: DiffusionPolicy) -> Manifest:
-    """Write weights and manifest into `folder`, replacing an older ONNX export."""
+    """Write weights and manifest into `folder`, removing older ONNX exports."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / ONNX).unlink(missing_ok=True)
+    for name in EXPORTS:
+        (folder / name).unlink(missing_ok=True)
     partial = folder / (WEIGHTS + ".partial")
     save_file(policy.state_dict(), partial)
     partial.chmod(0o644)  # safetensors leaves it to its owner alone
     partial.replace(folder / WEIGHTS)
     return write_manifest(folder, manifest)
+
+
+def discard_exports(folder: Path) -> None:
+    """Remove the ONNX exports, if there are any, and take them off the manifest.
+
+    Raises:
+        CheckpointError: there is no readable manifest.
+    """
+    manifest = read_manifest(folder)
+    _write(folder, manifest, {k: v for k, v in manifest.files.items() if k not in EXPORTS})
+    for name in EXPORTS:
+        (folder / name).unlink(missing_ok=True)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -225,6 +242,12 @@ def load(folder: Path) -> tuple[Manifest, DiffusionPolicy]:
     manifest = read_manifest(folder)
     if WEIGHTS not in manifest.files:
         msg = f"{folder / MANIFEST}: files: expected a hash of {WEIGHTS}"
+        raise CheckpointError(msg)
+    if len(manifest.files.keys() & set(EXPORTS)) == 1:
+        msg = (
+            f"{folder / MANIFEST}: files: expected both {' and '.join(EXPORTS)} or neither; "
+            f"make them again: python -m models export {folder}"
+        )
         raise CheckpointError(msg)
     for name, expected in manifest.files.items():
         path = folder / name

@@ -1,22 +1,25 @@
-"""ONNX export of the guided step, for runtimes other than torch."""
+"""ONNX export of what backends run, for runtimes other than torch: guided step and encoder."""
 
 from __future__ import annotations
 
 import logging
 import os
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim
 
 from models.guidance import branch_rows
-from models.guided_step import GuidedStep
+from models.instruction_encoder import INSTRUCTION_DIM
 from models.policy import DiffusionPolicy
 
-INPUT_NAMES = (
+STEP_INPUTS = (
     "x_t",
     "x0_prev",
     "timesteps",
@@ -29,10 +32,16 @@ INPUT_NAMES = (
     "coefficients",
     "noise",
 )
-OUTPUT_NAMES = ("x_prev", "x0")
+STEP_OUTPUTS = ("x_prev", "x0")
+ENCODER_OUTPUT = "conditions"
 
 
-def example_inputs(policy: DiffusionPolicy) -> tuple[Tensor, ...]:
+def observation_input(name: str) -> str:
+    """What the array `name` of an observation is called in the encoder's graph."""
+    return f"observation.{name}"
+
+
+def step_inputs(policy: DiffusionPolicy) -> tuple[Tensor, ...]:
     """Zero inputs of `GuidedStep.forward` for 3 requests, 2 of them guided."""
     w = np.array([0.0, 1.0, 2.0], np.float32)
     rows = len(w)
@@ -53,34 +62,89 @@ def example_inputs(policy: DiffusionPolicy) -> tuple[Tensor, ...]:
     )
 
 
-def export_onnx(policy: DiffusionPolicy, path: Path) -> None:
+def encoder_inputs(policy: DiffusionPolicy) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]:
+    """Zero inputs of `ConditionEncoder.forward` for 3 requests, both branches of each."""
+    rows = 3
+    observation = tuple(
+        torch.zeros(rows, *array.shape, dtype=getattr(torch, array.dtype))
+        for array in policy.spec.observation.values()
+    )
+    return (
+        observation,
+        torch.zeros(rows, INSTRUCTION_DIM),
+        torch.arange(rows).repeat_interleave(2),
+        torch.tensor([False, True]).repeat(rows),
+    )
+
+
+def export_step(policy: DiffusionPolicy, path: Path) -> None:
     """Write the policy's `GuidedStep` as one ONNX file, all row counts dynamic.
 
     Args:
         policy: in evaluation mode.
         path: written in one piece; an interrupted export leaves nothing.
     """
-    step: GuidedStep = policy.guided_step()
     requests, network_rows, conditions = Dim("requests"), Dim("network_rows"), Dim("conditions")
     rows_of = {
         "conditions": conditions,
         "request_of": network_rows,
         "condition_of": network_rows,
     }
+    _export(
+        policy.guided_step(),
+        step_inputs(policy),
+        path,
+        input_names=STEP_INPUTS,
+        output_names=STEP_OUTPUTS,
+        dynamic_shapes={name: {0: rows_of.get(name, requests)} for name in STEP_INPUTS},
+    )
+
+
+def export_encoder(policy: DiffusionPolicy, path: Path) -> None:
+    """Write the policy's `ConditionEncoder` as one ONNX file, all row counts dynamic.
+
+    Args:
+        policy: in evaluation mode.
+        path: written in one piece; an interrupted export leaves nothing.
+    """
+    requests, rows = Dim("requests"), Dim("rows")
+    inputs = encoder_inputs(policy)
+    shapes = {
+        "observation": tuple({0: requests} for _ in inputs[0]),
+        "instruction": {0: requests},
+        "request_of": {0: rows},
+        "drop": {0: rows},
+    }
+    arrays = [observation_input(name) for name in policy.spec.observation]
+    _export(
+        policy.condition_encoder(),
+        inputs,
+        path,
+        input_names=[*arrays, "instruction", "request_of", "drop"],
+        output_names=[ENCODER_OUTPUT],
+        dynamic_shapes=shapes,
+    )
+
+
+def _export(
+    module: nn.Module,
+    example: tuple[Any, ...],
+    path: Path,
+    *,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    dynamic_shapes: dict[str, Any],
+) -> None:
     partial = path.with_suffix(".partial")
-    exporter_log = logging.getLogger("torch.onnx")
-    level = exporter_log.level
-    exporter_log.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter warns about its own internals
+        with _quiet_exporter():
             torch.onnx.export(
-                step,
-                example_inputs(policy),
+                module,
+                example,
                 partial,
-                input_names=list(INPUT_NAMES),
-                output_names=list(OUTPUT_NAMES),
-                dynamic_shapes={name: {0: rows_of.get(name, requests)} for name in INPUT_NAMES},
+                input_names=list(input_names),
+                output_names=list(output_names),
+                dynamic_shapes=dynamic_shapes,
                 dynamo=True,
                 external_data=False,
                 verbose=False,
@@ -88,6 +152,19 @@ def export_onnx(policy: DiffusionPolicy, path: Path) -> None:
             )
         partial.replace(path)
     finally:
-        exporter_log.setLevel(level)
         if partial.exists():
             os.unlink(partial)
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """The exporter warns and logs about its own internals."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)

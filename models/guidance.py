@@ -20,7 +20,7 @@ class BranchRows:
         request_of: int64 [N].
         condition_of: int64 [N], into a table with the conditional part of slot s at 2s and its
             unconditional (instruction dropped) part at 2s + 1.
-        cond_row: int64 [R].
+        cond_row: int64 [R], always 0 .. R − 1.
         uncond_row: int64 [R].
     """
 
@@ -28,6 +28,39 @@ class BranchRows:
     condition_of: npt.NDArray[np.int64]
     cond_row: npt.NDArray[np.int64]
     uncond_row: npt.NDArray[np.int64]
+
+    @classmethod
+    def room_for(cls, max_requests: int) -> BranchRows:
+        """Arrays in which `fill` can lay out any call of up to so many requests."""
+        rows, twice = np.arange(max_requests), np.zeros(2 * max_requests, np.int64)
+        return cls(twice, twice.copy(), rows, rows.copy())
+
+    def fill(self, guidance_scale: npt.NDArray[np.float32], slots: npt.NDArray[np.int64]) -> int:
+        """Lay out the network rows of one call in the first places of these arrays.
+
+        Args:
+            guidance_scale: [R], w of each request.
+            slots: int64 [R], where the request's conditions lie in the condition table.
+
+        Returns:
+            N: the first R network rows are one branch of each request, the rest are the
+            unconditional branches of those that need two.
+        """
+        requests = len(guidance_scale)
+        rows = self.cond_row[:requests]
+        uncond_only = guidance_scale == -1
+        (two,) = ((guidance_scale != 0) & ~uncond_only).nonzero()
+        total = requests + len(two)
+        self.request_of[:requests] = rows
+        self.uncond_row[:requests] = rows
+        condition_of = self.condition_of[:requests]
+        np.add(slots, slots, out=condition_of)
+        condition_of += uncond_only
+        if total > requests:
+            self.request_of[requests:total] = two
+            self.uncond_row[two] = np.arange(requests, total)
+            self.condition_of[requests:total] = condition_of[two] + 1
+        return total
 
 
 def network_rows(guidance_scale: float) -> int:
@@ -38,25 +71,10 @@ def network_rows(guidance_scale: float) -> int:
 def branch_rows(
     guidance_scale: npt.NDArray[np.float32], slots: npt.NDArray[np.int64]
 ) -> BranchRows:
-    """Lay out the network rows of one call.
-
-    Args:
-        guidance_scale: [R], w of each request.
-        slots: [R], where the request's conditions lie in the condition table.
-
-    Returns:
-        The index arrays; the first R network rows are one branch of each request, the rest are
-        the unconditional branches of those that need two.
-    """
-    num_requests = len(guidance_scale)
-    first = np.arange(num_requests)
-    uncond_only = guidance_scale == -1
-    two = np.flatnonzero((guidance_scale != 0) & ~uncond_only)
-    uncond_row = first.copy()
-    uncond_row[two] = num_requests + np.arange(len(two))
+    """The same in arrays of their own, [R] and [N] long; see `BranchRows.fill`."""
+    requests = len(guidance_scale)
+    rows = BranchRows.room_for(requests)
+    total = rows.fill(guidance_scale, slots)
     return BranchRows(
-        request_of=np.concatenate([first, two]),
-        condition_of=np.concatenate([2 * slots + uncond_only, 2 * slots[two] + 1]),
-        cond_row=first,
-        uncond_row=uncond_row,
+        rows.request_of[:total], rows.condition_of[:total], rows.cond_row, rows.uncond_row
     )

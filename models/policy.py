@@ -110,6 +110,10 @@ class DiffusionPolicy(nn.Module):
         )
         return step.eval()
 
+    def condition_encoder(self) -> ConditionEncoder:
+        """The module that backends run once a request, in evaluation mode."""
+        return ConditionEncoder(self).eval()
+
     def to_actions(self, x0: Tensor) -> Tensor:
         """Clean sample → actions in the robot's units and limits, [..., action_dim].
 
@@ -117,6 +121,43 @@ class DiffusionPolicy(nn.Module):
         """
         actions: Tensor = self.action_normalizer.inverse(x0)
         return actions.clamp(self.action_minimum, self.action_maximum)
+
+
+class ConditionEncoder(nn.Module):
+    """Observations and instructions of R requests → N condition parts, as arrays see it.
+
+    Like `GuidedStep` it has positional inputs, of which an ONNX graph can be made.
+    """
+
+    def __init__(self, policy: DiffusionPolicy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(
+        self,
+        observation: tuple[Tensor, ...],
+        instruction: Tensor,
+        request_of: Tensor,
+        drop: Tensor,
+    ) -> Tensor:
+        """Condition parts of every row.
+
+        Args:
+            observation: each [R, obs_steps, ...] in the robot's units, in the order of the spec.
+            instruction: float32 [R, INSTRUCTION_DIM], sentence embeddings.
+            request_of: int64 [N], the request of each row.
+            drop: bool [N], True for the unconditional branch.
+
+        Returns:
+            float32 [N, film_dim].
+        """
+        policy = self.policy
+        named = dict(zip(policy.spec.observation, observation, strict=True))
+        return policy.network.condition_part(
+            policy.flatten_observation(named).index_select(0, request_of),
+            policy.instruction_projection(instruction).index_select(0, request_of),
+            drop,
+        )
 
 
 def observation_dim(spec: PolicySpec) -> int:

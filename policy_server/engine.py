@@ -1,128 +1,65 @@
-"""The engine: which request gets the next network call, and what becomes of every request.
+"""The engine: which requests take part in the next network call, and what becomes of every one.
 
 Pure: clock and backend are injected and no socket is known here, so it runs in simulated time. It
-works call by call: `advance` does one piece of work (an encoding or one denoising step) and
-returns, and between two calls requests may arrive, expire or be superseded, and the steps still to
-do are planned again.
+works call by call: `advance` makes one network call for whoever is most urgent and returns, and
+between two calls requests may arrive, expire, be cancelled or superseded, and the steps still to do
+are allocated again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from client.errors import (
-    DeadlineError,
+    CancelledError,
     OverloadedError,
     PolicyError,
     ServerFaultError,
     SupersededError,
 )
-from models.guidance import network_rows
 from models.samplers import draw_noise
+from policy_server.admission import Admission
+from policy_server.allocation import CallPrice, Demand, allocate_steps, choose_rows
 from policy_server.backends.protocol import Backend
 from policy_server.cost_model import CostModel
-from policy_server.planner import Plan, Planner
+from policy_server.in_flight import InFlight, Slots
+from policy_server.planner import Planner
+from policy_server.requests import Answer, EngineRequest, Outcome, Refusal, RequestKey
 
 SUPERSEDED = "a newer request of this session has arrived"
 SHUTTING_DOWN = "the server is shutting down; reconnect and ask again"
 
-RequestKey = tuple[str, int]
-"""(session_id, request_id)."""
+_PATIENCE_CALLS = 32
+"""Calls that a late request may be passed over before it goes first."""
+_LOSS = 0.1
+"""A call is large enough when a row costs within 10% of what it would in an endless one."""
+_QUEUE_SHARE = 0.25
+"""See `allocate_steps`."""
+_SCARCE = 0.5
+"""Steps are cut when fewer of the slots are free: whoever finds none would get nothing."""
+_WORTH = 0.25
+"""A plan is stretched for at least so much of its length: each change costs some microseconds."""
 
 
-@dataclass(frozen=True, eq=False)
-class EngineRequest:
-    """A valid request with everything resolved that a client may leave open.
+@dataclass(frozen=True)
+class EngineLimits:
+    """What bounds the engine.
 
     Attributes:
-        key: who asked what.
-        observation: name → array, validated.
-        instruction: float32 [INSTRUCTION_DIM], its embedding.
-        arrived_s: when it was read from the socket, engine clock.
-        deadline_s: when its answer is due, engine clock.
-        num_steps: exactly so many; None leaves it to the planner.
-        guidance_scale: w.
-        eta: 0 deterministic .. 1 ancestral.
-        seed: of its noise.
-        best_effort: answer late rather than refuse.
+        max_call_s: no network call should take longer, so that nobody waits long to be looked at.
+        max_in_flight: requests inside at one time; more are refused at once.
     """
 
-    key: RequestKey
-    observation: Mapping[str, npt.NDArray[Any]]
-    instruction: npt.NDArray[np.float32]
-    arrived_s: float
-    deadline_s: float
-    num_steps: int | None
-    guidance_scale: float
-    eta: float
-    seed: int
-    best_effort: bool
-
-    @property
-    def network_rows(self) -> int:
-        """Network rows of one of its steps."""
-        return network_rows(self.guidance_scale)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A finished request. Durations in seconds; `timesteps` are those that were executed."""
-
-    request: EngineRequest
-    actions: npt.NDArray[np.float32]
-    timesteps: tuple[int, ...]
-    nfe: int
-    finished_s: float
-    queue_s: float
-    encode_s: float
-    denoise_s: float
-
-    @property
-    def deadline_met(self) -> bool:
-        """Whether the server was done in time; the client judges for itself on its own clock."""
-        return self.finished_s <= self.request.deadline_s
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A request that gets no actions, and why."""
-
-    request: EngineRequest
-    error: PolicyError
-
-
-Outcome = Answer | Refusal
-
-
-def _is_patient(request: EngineRequest) -> bool:
-    """Whether it is answered however late: a fixed step count, or best effort."""
-    return request.num_steps is not None or request.best_effort
-
-
-@dataclass
-class _InService:
-    """The request whose steps are being executed."""
-
-    request: EngineRequest
-    plan: Plan
-    started_s: float
-    encoded_s: float
-    stepped_s: float
-    position: int = 0
-    executed: list[int] = field(default_factory=list)
-
-    @property
-    def steps_left(self) -> int:
-        return len(self.plan.timesteps) - self.position
+    max_call_s: float = 0.003
+    max_in_flight: int = 128
 
 
 class Engine:
-    """Serves one request at a time, earliest deadline first, one network call at a time."""
+    """Serves many requests at once, one network call after another; see the module's docstring."""
 
     def __init__(
         self,
@@ -130,208 +67,274 @@ class Engine:
         planner: Planner,
         cost: CostModel,
         clock: Callable[[], float],
-        max_waiting: int,
+        limits: EngineLimits,
     ) -> None:
+        """Allocate everything.
+
+        Args:
+            backend: with buffers for at least `limits.max_in_flight` requests.
+            planner: of the checkpoint that the backend evaluates.
+            cost: calibrated.
+            clock: monotonic, seconds.
+            limits: see there.
+        """
         self._backend = backend
         self._planner = planner
         self._cost = cost
         self._clock = clock
-        self._max_waiting = max_waiting
-        self._waiting: list[EngineRequest] = []
-        self._taken: EngineRequest | None = None
-        self._in_service: _InService | None = None
+        self._limits = limits
+        steps = planner.steps
+        chunk_shape = backend.buffers.x_t.shape[1:]
+        self._rows = InFlight(limits.max_in_flight, chunk_shape, steps.max_steps)
+        self._slot_of: dict[RequestKey, int] = {}
+        self._admission = Admission(steps, cost, clock, limits.max_in_flight)
+        self._calls = 0
+        self._call_ended_s: float | None = None
+        self._in_call: list[int] = []
+        self._suspects: set[int] = set()
 
     @property
     def busy(self) -> bool:
         """Whether `advance` has anything to do."""
-        return self._in_service is not None or bool(self._waiting)
+        return bool(self._slot_of)
+
+    # ── between two calls ────────────────────────────────────────────────────────────────────────
 
     def submit(self, request: EngineRequest) -> list[Refusal]:
         """Admit a request, or refuse it at once.
 
         Returns:
-            Refusals: of this request if it cannot be served; of an older waiting request of the
-            same session, which this one supersedes if it is admitted; and of requests whose time
-            has run out meanwhile.
+            Refusals: of this request if it cannot be served; of one that has not begun and gives
+            way to it: an older one of the same session, or one of a session that has been served
+            better of late.
         """
-        refused = self._refuse_expired()
-        session, request_id = request.key
-        if any(w.key[0] == session and w.key[1] > request_id for w in self._waiting):
-            return [*refused, Refusal(request, SupersededError(SUPERSEDED))]
-        older = [waiting for waiting in self._waiting if waiting.key[0] == session]
-        others = [waiting for waiting in self._waiting if waiting.key[0] != session]
-        error = self._reason_to_refuse(request, others)
+        older = self._admission.waiting_of(request.key[0])
+        if older is not None and older.key[1] > request.key[1]:
+            return [Refusal(request, SupersededError(SUPERSEDED))]
+        error, displaced = self._admission.admit(request, older, len(self._slot_of))
         if error is not None:
-            return [*refused, Refusal(request, error)]
-        self._waiting = sorted([*others, request], key=lambda waiting: waiting.deadline_s)
-        return [*refused, *(Refusal(old, SupersededError(SUPERSEDED)) for old in older)]
-
-    def _reason_to_refuse(
-        self, request: EngineRequest, others: list[EngineRequest]
-    ) -> PolicyError | None:
-        if len(others) >= self._max_waiting:
-            return OverloadedError(
-                f"queue: {self._max_waiting} requests are waiting already; send fewer or slower"
-            )
-        if _is_patient(request):
-            return None
-        ahead_s = self._time_ahead_s(request, others)
-        finish_s = self._clock() + ahead_s + self._fewest_steps_s(request)
-        return None if finish_s <= request.deadline_s else self._deadline_error(request, finish_s)
-
-    def _refuse_expired(self) -> list[Refusal]:
-        """Refuse what waits and could not even have `min_steps` any more if it were next."""
-        now_s = self._clock()
+            return [Refusal(request, error)]
         refusals = []
-        for waiting in [w for w in self._waiting if not _is_patient(w)]:
-            finish_s = now_s + self._fewest_steps_s(waiting)
-            if finish_s > waiting.deadline_s:
-                self._waiting.remove(waiting)
-                refusals.append(Refusal(waiting, self._deadline_error(waiting, finish_s)))
+        if older is not None:
+            self._release(older.key)
+            refusals.append(Refusal(older, SupersededError(SUPERSEDED)))
+        if displaced is not None:
+            self._release(displaced.request.key)
+            refusals.append(displaced)
+        self._slot_of[request.key] = self._rows.add(request, self._calls)
         return refusals
 
-    def _fewest_steps_s(self, request: EngineRequest) -> float:
-        return self._planner.service_s(
-            request.num_steps or self._planner.steps.min_steps, request.network_rows
-        )
-
-    def _time_ahead_s(self, request: EngineRequest, others: list[EngineRequest]) -> float:
-        """Least time that the request in service and earlier deadlines will take.
-
-        `_time_for` keeps this promise: whoever is in service leaves that much to those waiting.
-        """
-        ahead_s = sum(
-            self._fewest_steps_s(waiting)
-            for waiting in others
-            if waiting.deadline_s <= request.deadline_s
-        )
-        current = self._in_service
-        if current is not None:
-            steps = current.steps_left
-            if current.request.num_steps is None:
-                steps = max(self._planner.steps.min_steps - len(current.executed), 1)
-            ahead_s += self._planner.remaining_s(steps, current.request.network_rows)
-        return ahead_s
-
-    def _time_for(self, request: EngineRequest, now_s: float) -> float:
-        """How long the request in service may take: to its deadline, less what others must have.
-
-        Everybody who waits was promised `min_steps` in time, so the request in service is planned
-        to end early enough that they can have them, in the order of their deadlines.
-        """
-        until_s = request.deadline_s
-        needed_s = 0.0
-        for waiting in self._waiting:
-            needed_s += self._fewest_steps_s(waiting)
-            if not _is_patient(waiting):
-                until_s = min(until_s, waiting.deadline_s - needed_s)
-        return until_s - now_s
-
-    def _deadline_error(self, request: EngineRequest, finish_s: float) -> DeadlineError:
-        steps = self._planner.steps.min_steps
-        soonest_s = finish_s - request.arrived_s
-        budget_s = request.deadline_s - request.arrived_s
-        return DeadlineError(
-            f"cannot meet deadline: {steps} steps would be done {soonest_s * 1e3:.1f} ms after "
-            f"arrival, the budget is {budget_s * 1e3:.1f} ms; allow more or set best_effort",
-            soonest_s=soonest_s,
-        )
-
-    def advance(self) -> list[Outcome]:
-        """Do one piece of work and return what it brought to an end."""
-        refused = self._refuse_expired()
-        if refused:
-            return [*refused]
-        if self._in_service is None:
-            self._begin()
+    def cancel(self, key: RequestKey) -> list[Refusal]:
+        """Give up a request that nobody waits for any more; unknown ones are none."""
+        if key not in self._slot_of:
             return []
-        return self._step(self._in_service)
-
-    def fail(self, error: ServerFaultError) -> list[Refusal]:
-        """Give up the request that `advance` raised on; all others are served as if nothing was."""
-        taken, self._taken, self._in_service = self._taken, None, None
-        return [] if taken is None else [Refusal(taken, error)]
+        return [self._refuse(key, CancelledError("cancelled by the client"))]
 
     def drain(self) -> list[Refusal]:
-        """Refuse what waits; what is in service may be finished."""
-        waiting, self._waiting = self._waiting, []
-        return [Refusal(request, OverloadedError(SHUTTING_DOWN)) for request in waiting]
+        """Refuse what has not begun; the rest may be finished."""
+        rows = self._rows
+        waiting = rows.requests(np.flatnonzero(rows.used & ~rows.begun))
+        return [self._refuse(r.key, OverloadedError(SHUTTING_DOWN)) for r in waiting]
 
-    def _begin(self) -> None:
-        """Take the most urgent waiting request into service and encode its condition."""
-        if not self._waiting:
-            return
-        request = self._taken = self._waiting.pop(0)
-        started_s = self._clock()
-        buffers = self._backend.buffers
-        self._backend.encode(0, request.observation, request.instruction)
-        buffers.lay_out(np.array([request.guidance_scale], np.float32), np.array([0]))
-        last = self._planner.steps.max_steps
-        buffers.x_t[0] = draw_noise(request.seed, last, buffers.x_t[0].shape)
-        buffers.x0_prev[0] = 0
-        encoded_s = self._clock()
-        self._cost.encode.observe(encoded_s - started_s)
-        steps = request.num_steps
-        if steps is None:
-            time_s = self._time_for(request, encoded_s)
-            steps = self._planner.elastic_steps(time_s, request.network_rows, executed=0)
-        plan = self._planner.plan(steps, last - 1, request.eta)
-        self._in_service = _InService(request, plan, started_s, encoded_s, encoded_s)
+    def fail(self, error: ServerFaultError) -> list[Refusal]:
+        """What `advance` raised on is found out by trying each of that call alone.
 
-    def _step(self, current: _InService) -> list[Outcome]:
-        """One denoising step of the request in service; answers it after its last one."""
-        request, buffers = current.request, self._backend.buffers
-        if request.num_steps is None:
-            self._plan_again(current, self._time_for(request, self._clock()))
-        timestep = int(current.plan.timesteps[current.position])
-        coefficients = current.plan.coefficients[current.position]
-        buffers.timesteps[0] = timestep
-        buffers.coefficients[0] = coefficients
-        if coefficients[3] != 0:
-            buffers.noise[0] = draw_noise(request.seed, timestep, buffers.noise[0].shape)
-        self._backend.step(1, request.network_rows)
-        buffers.x_t[0] = buffers.x_prev[0]
-        buffers.x0_prev[0] = buffers.x0[0]
-        current.executed.append(timestep)
-        current.position += 1
-        now_s = self._clock()
-        # from the end of the call before: what lies between two calls is part of a step's price
-        self._cost.call(request.network_rows).observe(now_s - current.stepped_s)
-        current.stepped_s = now_s
-        if current.steps_left:
+        Returns:
+            The request to blame, as soon as it is known; all others are served as if nothing was.
+        """
+        in_call, self._in_call = self._in_call, []
+        self._call_ended_s = None
+        rows = self._rows
+        blamed = in_call or rows.slots().tolist()  # outside of a call: nobody knows who
+        if len(in_call) > 1:
+            # done already, so that there is nothing to try again
+            blamed = [slot for slot in in_call if rows.begun[slot] and not rows.steps_left[slot]]
+            self._suspects.update(in_call)
+        return [self._refuse(r.key, error) for r in rows.requests(np.array(blamed, np.intp))]
+
+    def _release(self, key: RequestKey) -> None:
+        slot = self._slot_of.pop(key)
+        self._suspects.discard(slot)
+        self._rows.remove(slot)
+        self._admission.begun(key)
+        if not self._slot_of:
+            self._call_ended_s = None  # idle from here on
+
+    def _refuse(self, key: RequestKey, error: PolicyError) -> Refusal:
+        request = self._rows.request[self._slot_of[key]]
+        assert request is not None
+        self._release(key)
+        return Refusal(request, error)
+
+    # ── one call ─────────────────────────────────────────────────────────────────────────────────
+
+    def advance(self) -> list[Outcome]:
+        """Make one network call and return what came to an end."""
+        now_s, price = self._clock(), self._price()
+        outcomes = self._refuse_expired(now_s, price)
+        if outcomes or not self._slot_of:  # told before a call that might fail
+            return outcomes
+        if self._call_ended_s is None:
+            self._call_ended_s = now_s
+        chosen = self._choose(now_s, price)
+        self._in_call = chosen.tolist()
+        self._begin(chosen, now_s)
+        self._step(chosen)
+        outcomes += self._finish(chosen)
+        self._suspects.difference_update(self._in_call)
+        self._in_call = []
+        return outcomes
+
+    def _refuse_expired(self, now_s: float, price: CallPrice) -> list[Outcome]:
+        """Refuse what has not begun and could not be in time any more if it began now."""
+        rows = self._rows
+        waiting = np.flatnonzero(rows.used & ~rows.begun & ~rows.patient)
+        if not len(waiting):
             return []
-        outcome = self._finish(current)
-        self._taken = self._in_service = None
-        return [outcome]
+        needed_s = self._planner.steps.min_steps * price.step_s(rows.network_rows[waiting])
+        finish_s = now_s + self._cost.encode.estimate_s + needed_s + self._cost.finish.estimate_s
+        expired = np.flatnonzero(finish_s > rows.deadline_s[waiting])
+        return [
+            self._refuse(request.key, self._admission.deadline_error(request, float(finish)))
+            for request, finish in zip(
+                rows.requests(waiting[expired]), finish_s[expired], strict=True
+            )
+        ]
 
-    def _plan_again(self, current: _InService, time_s: float) -> None:
-        """Stretch or shorten what is left of an elastic request to the time that is left."""
-        steps = self._planner.elastic_steps(
-            time_s, current.request.network_rows, len(current.executed)
+    def _choose(self, now_s: float, price: CallPrice) -> Slots:
+        """Allocate steps to all, and pick those that take part in the next call."""
+        rows, steps = self._rows, self._planner.steps
+        slots = rows.slots()
+        slots = slots[np.argsort(rows.deadline_s[slots], kind="stable")]
+        demand = self._demand(slots, now_s, price)
+        self._admission.rebuild(now_s, rows.deadline_s[slots], demand, price)
+        given = demand.fewest
+        if steps.max_useful_steps > steps.min_steps and not rows.fixed[slots].all():
+            free = 1 - len(slots) / rows.size
+            queue_share = _QUEUE_SHARE * min(1.0, free / _SCARCE)
+            given = allocate_steps(demand, self._cost.stall_s, queue_share, price)
+        if self._suspects:
+            chosen = np.flatnonzero(slots == min(self._suspects))
+        else:
+            chosen = choose_rows(demand, given, price)
+        # encoding, too, must not keep others waiting
+        fresh = np.cumsum(~rows.begun[slots[chosen]])
+        if fresh[-1] > (most := max(1, self._limits.max_call_s // self._cost.encode.estimate_s)):
+            chosen = chosen[(fresh <= most) | rows.begun[slots[chosen]]]
+        self._plan_again(slots[chosen], given[chosen])
+        return slots[chosen]
+
+    def _demand(self, slots: Slots, now_s: float, price: CallPrice) -> Demand:
+        rows, cost, steps = self._rows, self._cost, self._planner.steps
+        network_rows, executed = rows.network_rows[slots], rows.executed[slots]
+        fixed, begun = rows.fixed[slots], rows.begun[slots]
+        fewest = np.where(fixed, rows.steps_left[slots], np.maximum(steps.min_steps - executed, 1))
+        most = np.where(fixed, fewest, np.maximum(steps.max_useful_steps - executed, fewest))
+        time_left_s = rows.deadline_s[slots] - now_s - cost.finish.estimate_s
+        time_left_s[~begun] -= cost.encode.estimate_s
+        late = fewest * price.step_s(network_rows) > time_left_s
+        overdue = late & (self._calls - rows.last_call[slots] >= _PATIENCE_CALLS)
+        return Demand(network_rows, executed, fewest, most, time_left_s, late, overdue)
+
+    def _price(self) -> CallPrice:
+        cost = self._cost
+        return CallPrice(
+            cost.per_call_s,
+            cost.per_row_s,
+            max(2, cost.efficient_rows(self._limits.max_call_s, _LOSS)),
         )
-        start = int(current.plan.timesteps[current.position])
-        if min(steps, start + 1) != current.steps_left:
-            before = current.executed[-1] if current.executed else None
-            current.plan = self._planner.plan(steps, start, current.request.eta, before)
-            current.position = 0
 
-    def _finish(self, current: _InService) -> Outcome:
-        request = current.request
+    def _plan_again(self, slots: Slots, given: npt.NDArray[np.int64]) -> None:
+        """Fit the plans of those that take part to the steps that they are given."""
+        rows = self._rows
+        left = rows.steps_left[slots]
+        stretch = given >= left + np.maximum(1, _WORTH * left)
+        changed = np.flatnonzero(rows.begun[slots] & ((given < left) | stretch))
+        for slot, count in zip(slots[changed].tolist(), given[changed].tolist(), strict=True):
+            request = rows.request[slot]
+            assert request is not None
+            executed = rows.executed_timesteps(slot)
+            before = executed[-1] if executed else None
+            start = rows.next_timestep(slot)
+            rows.set_plan(slot, self._planner.plan(count, start, request.eta, before))
+        waiting = ~rows.begun[slots]
+        rows.steps_left[slots[waiting]] = given[waiting]
+
+    def _begin(self, chosen: Slots, now_s: float) -> None:
+        """Encode the conditions of those that take part for the first time, and plan them."""
+        rows = self._rows
+        fresh = chosen[~rows.begun[chosen]]
+        if not len(fresh):
+            return
+        slots, requests = fresh.tolist(), rows.requests(fresh)
+        self._backend.encode(
+            slots, [r.observation for r in requests], [r.instruction for r in requests]
+        )
+        last, shape = self._planner.steps.max_steps, rows.x_t.shape[1:]
+        for slot, request in zip(slots, requests, strict=True):
+            plan = self._planner.plan(int(rows.steps_left[slot]), last - 1, request.eta)
+            rows.begin(slot, plan, draw_noise(request.seed, last, shape))
+            self._admission.begun(request.key)
+        encoded_s = self._clock()
+        rows.begun_s[fresh] = now_s
+        rows.encoded_s[fresh] = encoded_s
+        self._cost.encode.observe((encoded_s - now_s) / len(slots))
+
+    def _step(self, chosen: Slots) -> None:
+        """One denoising step of each, in one network call."""
+        rows, buffers = self._rows, self._backend.buffers
+        network_rows = rows.load(chosen, buffers)
+        begun_s = self._clock()
+        self._backend.step(len(chosen), network_rows)
+        ended_s = self._clock()
+        self._calls += 1
+        rows.store(chosen, buffers, self._calls)
+        before_s = begun_s if self._call_ended_s is None else self._call_ended_s
+        self._cost.observe_call(network_rows, ended_s - begun_s, ended_s - before_s)
+        self._call_ended_s = ended_s
+
+    def _finish(self, chosen: Slots) -> list[Outcome]:
+        """Answer those whose last step this was."""
+        rows = self._rows
+        done = chosen[rows.steps_left[chosen] == 0]
+        if not len(done):
+            return []
         denoised_s = self._clock()
-        x_t = self._backend.buffers.x_t[0]
-        if not np.isfinite(x_t).all():
-            error = ServerFaultError("the model produced a non-finite action; nothing was sent")
-            return Refusal(request, error)
+        x_t = rows.x_t[done]
+        finite = np.isfinite(x_t).all(axis=(1, 2)).tolist()
         actions = self._backend.to_actions(x_t)
         finished_s = self._clock()
         self._cost.finish.observe(finished_s - denoised_s)
+        outcomes: list[Outcome] = []
+        for i, (slot, request) in enumerate(zip(done.tolist(), rows.requests(done), strict=True)):
+            if finite[i]:
+                outcomes.append(self._answer(slot, request, actions[i], denoised_s, finished_s))
+                self._admission.answered(request.key[0])
+            else:
+                error = ServerFaultError("the model produced a non-finite action; nothing was sent")
+                outcomes.append(Refusal(request, error))
+            self._release(request.key)
+        return outcomes
+
+    def _answer(
+        self,
+        slot: int,
+        request: EngineRequest,
+        actions: npt.NDArray[np.float32],
+        denoised_s: float,
+        finished_s: float,
+    ) -> Answer:
+        rows = self._rows
+        timesteps = rows.executed_timesteps(slot)
+        begun_s, encoded_s = float(rows.begun_s[slot]), float(rows.encoded_s[slot])
         return Answer(
             request=request,
             actions=actions,
-            timesteps=tuple(current.executed),
-            nfe=len(current.executed) * request.network_rows,
+            timesteps=timesteps,
+            nfe=len(timesteps) * request.network_rows,
+            rows_per_call=float(rows.shared[slot]) / len(timesteps),
             finished_s=finished_s,
-            queue_s=current.started_s - request.arrived_s,
-            encode_s=current.encoded_s - current.started_s,
-            denoise_s=denoised_s - current.encoded_s,
+            queue_s=begun_s - request.arrived_s,
+            encode_s=encoded_s - begun_s,
+            denoise_s=denoised_s - encoded_s,
         )

@@ -1,11 +1,7 @@
-"""How many denoising steps a request gets: as many as are useful, fewer when time is short.
-
-Pure arithmetic on durations; the clock is the engine's.
-"""
+"""Plans: which timesteps a request visits, and with which coefficients."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,7 +10,9 @@ import numpy.typing as npt
 
 from models.grids import GridName, make_timesteps
 from models.samplers import SamplerName, sampler_coefficients
-from policy_server.cost_model import CostModel
+
+_PLANS_KEPT = 4096
+"""A plan takes some 100 µs to make, and the same ones are wanted again and again."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,15 @@ class StepRange:
     min_steps: int
     max_useful_steps: int
     max_steps: int
+
+    def __post_init__(self) -> None:
+        """Check the order."""
+        if not 1 <= self.min_steps <= self.max_useful_steps <= self.max_steps:
+            msg = (
+                "expected 1 <= min_steps <= max_useful_steps <= T, "
+                f"got {self.min_steps}, {self.max_useful_steps}, {self.max_steps}"
+            )
+            raise ValueError(msg)
 
 
 @dataclass(frozen=True)
@@ -47,54 +54,20 @@ class Plan:
 
 
 class Planner:
-    """Allocates denoising steps to requests."""
+    """Spreads step counts over timesteps for one checkpoint."""
 
     def __init__(
         self,
         steps: StepRange,
-        cost: CostModel,
         alpha_bar: npt.NDArray[np.float64],
         grid: GridName,
         sampler: SamplerName,
     ) -> None:
         self.steps = steps
-        self._cost = cost
         self._alpha_bar = alpha_bar
         self._grid = grid
         self._sampler = sampler
-        self._cached_plan = lru_cache(maxsize=256)(self._make_plan)
-
-    def service_s(self, num_steps: int, network_rows: int) -> float:
-        """Predicted time from starting a request to handing over its reply."""
-        cost = self._cost
-        denoise_s = num_steps * cost.call(network_rows).estimate_s
-        return cost.encode.estimate_s + denoise_s + cost.finish.estimate_s
-
-    def remaining_s(self, num_steps: int, network_rows: int) -> float:
-        """Predicted time to finish a request that is encoded and has `num_steps` to go."""
-        return self.service_s(num_steps, network_rows) - self._cost.encode.estimate_s
-
-    def affordable_steps(self, time_s: float, network_rows: int) -> int:
-        """Steps of an encoded request that fit into `time_s`, its reply included; may be ≤ 0."""
-        cost = self._cost
-        steps = (time_s - cost.finish.estimate_s) / cost.call(network_rows).estimate_s
-        return math.floor(max(min(steps, self.steps.max_steps), -1))
-
-    def elastic_steps(self, time_s: float, network_rows: int, executed: int) -> int:
-        """Steps still to do for an encoded elastic request.
-
-        Args:
-            time_s: left until its deadline; may be negative.
-            network_rows: of one of its steps.
-            executed: steps already done.
-
-        Returns:
-            As many as fit, at most up to `max_useful_steps` in all, at least up to `min_steps` in
-            all, and never 0: a chunk in mid-flight is finished, late if need be.
-        """
-        fewest = max(self.steps.min_steps - executed, 1)
-        most = max(self.steps.max_useful_steps - executed, fewest)
-        return min(max(self.affordable_steps(time_s, network_rows), fewest), most)
+        self._cached_plan = lru_cache(maxsize=_PLANS_KEPT)(self._make_plan)
 
     def plan(self, num_steps: int, start: int, eta: float, before: int | None = None) -> Plan:
         """Spread `num_steps` over the timesteps from `start` down to clean data.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import math
 import signal
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -14,23 +15,23 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
-import numpy as np
-
 from client import wire
 from client.messages import Metadata, SamplingDefaults
 from models import checkpoint
-from models.checkpoint import CheckpointError, Manifest
-from models.instruction_encoder import INSTRUCTION_DIM, InstructionEncoder, weights_sha256
+from models.checkpoint import CheckpointError
+from models.instruction_encoder import InstructionEncoder, weights_sha256
 from models.policy import DiffusionPolicy
 from models.samplers import takes_eta
 from policy_server.backends.onnx_backend import OnnxBackend
 from policy_server.backends.protocol import Backend, BackendSettings
 from policy_server.backends.torch_backend import TorchBackend
+from policy_server.calibration import measure_calls, measure_cost, warm_up, zero_observation
 from policy_server.cost_model import CostModel
-from policy_server.engine import Engine, EngineRequest, Refusal
+from policy_server.engine import Engine, EngineLimits
 from policy_server.instruction_cache import InstructionCache
 from policy_server.planner import Planner, StepRange
 from policy_server.reactor import Reactor
+from policy_server.requests import Refusal, Scheduler
 from policy_server.service import Service
 
 log = logging.getLogger(__name__)
@@ -38,8 +39,10 @@ log = logging.getLogger(__name__)
 BackendName = Literal["auto", "onnx", "torch"]
 MAX_GUIDANCE_SCALE = 100.0
 """Far beyond what is of use; what is larger yet would only meet the clipping bound."""
-_CALIBRATION_REQUESTS = 16
-_CALIBRATION_STEPS = 10
+EngineFactory = Callable[
+    [Backend, Planner, CostModel, Callable[[], float], EngineLimits], Scheduler
+]
+"""How an engine is made; benchmarks put their baselines here."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +56,28 @@ class ServerConfig:
         backend: what runs the network; auto measures both and takes the faster.
         num_threads: of one network call. More than one pays only for large networks, and takes
             cores from whatever else runs here.
-        max_waiting: requests that may wait; more are refused at once.
+        max_in_flight: requests inside at one time; more are refused at once.
+        max_call_ms: no network call of more requests at once is made than takes so long; nobody
+            waits longer to be looked at.
+        min_steps: in place of the checkpoint's own, below which chunks are of no use.
+        max_useful_steps: in place of the checkpoint's own, above which chunks get no better.
     """
 
     checkpoint: Path = checkpoint.PRETRAINED / "desk"
     bind: str = "tcp://127.0.0.1:5555"
     backend: BackendName = "auto"
     num_threads: int = 1
-    max_waiting: int = 64
+    max_in_flight: int = 128
+    max_call_ms: float = 3.0
+    min_steps: int | None = None
+    max_useful_steps: int | None = None
 
     def __post_init__(self) -> None:
         """Check ranges, naming the field."""
-        for name in ("num_threads", "max_waiting"):
+        if not 0 < self.max_call_ms < math.inf:
+            msg = f"max_call_ms: expected more than 0, got {self.max_call_ms:g}"
+            raise ValueError(msg)
+        for name in ("num_threads", "max_in_flight"):
             if getattr(self, name) < 1:
                 msg = f"{name}: expected at least 1, got {getattr(self, name)}"
                 raise ValueError(msg)
@@ -89,52 +102,24 @@ def make_backend(
         case "onnx":
             return OnnxBackend(policy, settings, model)
         case "auto":
-            candidates = [TorchBackend(policy, settings), OnnxBackend(policy, settings, model)]
-            medians = {backend.name: _median_step_s(backend) for backend in candidates}
-            log.info("guided step: %s", {k: f"{v * 1e3:.2f} ms" for k, v in medians.items()})
-            return min(candidates, key=lambda backend: medians[backend.name])
+            candidates: list[Backend] = [
+                TorchBackend(policy, settings),
+                OnnxBackend(policy, settings, model),
+            ]
+            step_s = {backend.name: _guided_step_s(backend) for backend in candidates}
+            log.info("guided step: %s", {k: f"{v * 1e3:.2f} ms" for k, v in step_s.items()})
+            return min(candidates, key=lambda backend: step_s[backend.name])
 
 
-def _median_step_s(backend: Backend) -> float:
-    backend.buffers.lay_out(np.array([1.0], np.float32), np.array([0]))
-    durations = []
-    for _ in range(50):
-        begun_s = time.perf_counter()
-        backend.step(1, 2)
-        durations.append(time.perf_counter() - begun_s)
-    return statistics.median(durations)
+def _guided_step_s(backend: Backend) -> float:
+    """Of one request and of eight, a request: both a lone robot and a fleet count."""
+    seconds = [s for _, s in measure_calls(backend, time.monotonic, 4)]
+    return seconds[0] + seconds[-1] / (1 << len(seconds) - 1)
 
 
-def calibrate(engine: Engine, manifest: Manifest, clock: Callable[[], float]) -> None:
-    """Run requests through every code path, so that the cost model knows what things take."""
-    observation = {
-        name: np.zeros(array.shape, array.dtype)
-        for name, array in manifest.spec.observation.items()
-    }
-    for number in range(_CALIBRATION_REQUESTS):
-        for w in (0.0, 1.0):
-            request = EngineRequest(
-                key=("calibration", number),
-                observation=observation,
-                instruction=np.zeros(INSTRUCTION_DIM, np.float32),
-                arrived_s=clock(),
-                deadline_s=clock(),  # late in any case; a fixed count is answered all the same
-                num_steps=_CALIBRATION_STEPS,
-                guidance_scale=w,
-                # every code path: drawing noise too, where the sampler does
-                eta=1.0 if takes_eta(manifest.defaults.sampler) else 0.0,
-                seed=number,
-                best_effort=True,
-            )
-            engine.submit(request)
-            while engine.busy:
-                for outcome in engine.advance():
-                    if isinstance(outcome, Refusal):
-                        msg = f"{manifest.model_id}: cannot be served: {outcome.error}"
-                        raise CheckpointError(msg)
-
-
-def make_service(config: ServerConfig, reactor: Reactor, limits: wire.WireLimits) -> Service:
+def make_service(
+    config: ServerConfig, reactor: Reactor, limits: wire.WireLimits, make_engine: EngineFactory
+) -> Service:
     """Load, warm up and calibrate everything that stands behind the socket.
 
     Raises:
@@ -149,17 +134,25 @@ def make_service(config: ServerConfig, reactor: Reactor, limits: wire.WireLimits
             f"{manifest.instruction_encoder['package']} (weights sha256 {expected})"
         )
         raise CheckpointError(msg)
-    settings = BackendSettings(num_threads=config.num_threads)
+    settings = BackendSettings(config.num_threads, max_requests=config.max_in_flight)
     backend = make_backend(config.backend, policy, settings, config.checkpoint)
-    cost = CostModel()
     steps = StepRange(
-        manifest.min_steps, manifest.max_useful_steps, manifest.diffusion.num_timesteps
+        config.min_steps or manifest.min_steps,
+        config.max_useful_steps or manifest.max_useful_steps,
+        manifest.diffusion.num_timesteps,
     )
     defaults = manifest.defaults
-    planner = Planner(steps, cost, manifest.diffusion.alpha_bar, defaults.grid, defaults.sampler)
+    planner = Planner(steps, manifest.diffusion.alpha_bar, defaults.grid, defaults.sampler)
     clock = time.monotonic
-    engine = Engine(backend, planner, cost, clock, config.max_waiting)
-    calibrate(engine, manifest, clock)
+    engine_limits = EngineLimits(config.max_call_ms / 1e3, config.max_in_flight)
+    observation = zero_observation(manifest.spec)
+    cost = measure_cost(backend, observation, clock, engine_limits.max_call_s)
+    engine = make_engine(backend, planner, cost, clock, engine_limits)
+    eta = 1.0 if takes_eta(defaults.sampler) else 0.0
+    for outcome in warm_up(engine, observation, clock, eta=eta):
+        if isinstance(outcome, Refusal):
+            msg = f"{manifest.model_id}: cannot be served: {outcome.error}"
+            raise CheckpointError(msg)
 
     encoder = InstructionEncoder()
     encoder.encode(["warm up"])
@@ -173,7 +166,7 @@ def make_service(config: ServerConfig, reactor: Reactor, limits: wire.WireLimits
         defaults=SamplingDefaults(**vars(defaults)),
         limits={
             **vars(limits),
-            "max_waiting": config.max_waiting,
+            "max_in_flight": config.max_in_flight,
             "max_guidance_scale": MAX_GUIDANCE_SCALE,
         },
         protocol_version=wire.PROTOCOL_VERSION,
@@ -183,12 +176,12 @@ def make_service(config: ServerConfig, reactor: Reactor, limits: wire.WireLimits
     return Service(engine, instructions, metadata, clock, reactor.send)
 
 
-def serve(config: ServerConfig) -> None:
+def serve(config: ServerConfig, make_engine: EngineFactory = Engine) -> None:
     """Serve until SIGTERM or Ctrl-C; prints `ready ADDRESS …` once answers can be in time."""
     limits = wire.DEFAULT_LIMITS
     reactor = Reactor(limits)
     try:
-        service = make_service(config, reactor, limits)
+        service = make_service(config, reactor, limits, make_engine)
         stopped: list[int] = []
 
         def stop(number: int, _frame: FrameType | None) -> None:
@@ -198,6 +191,9 @@ def serve(config: ServerConfig) -> None:
         signal.signal(signal.SIGINT, stop)
         # a thread that embeds an instruction must not hold the interpreter for 5 ms at a time
         sys.setswitchinterval(0.0005)
+        # nor a garbage collection walk through all that was imported
+        gc.collect()
+        gc.freeze()
         address = reactor.bind(config.bind)
         sys.stdout.write(f"ready {address} {service.description}\n")
         sys.stdout.flush()

@@ -7,13 +7,14 @@ the policy's specification, has instructions embedded, and words the replies.
 from __future__ import annotations
 
 import logging
-import secrets
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from client.errors import (
+    CancelledError,
     InvalidRequestError,
     OverloadedError,
     PolicyError,
@@ -23,6 +24,7 @@ from client.errors import (
 from client.messages import (
     ActionChunk,
     ActRequest,
+    CancelRequest,
     ErrorReply,
     Metadata,
     MetadataReply,
@@ -34,17 +36,9 @@ from client.messages import (
     Timing,
 )
 from models.samplers import takes_eta
-from policy_server.engine import (
-    SHUTTING_DOWN,
-    SUPERSEDED,
-    Answer,
-    Engine,
-    EngineRequest,
-    Outcome,
-    Refusal,
-    RequestKey,
-)
+from policy_server.engine import SHUTTING_DOWN, SUPERSEDED
 from policy_server.instruction_cache import Embedding, InstructionCache
+from policy_server.requests import Answer, EngineRequest, Outcome, Refusal, RequestKey, Scheduler
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +68,7 @@ class Service:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Scheduler,
         instructions: InstructionCache,
         metadata: Metadata,
         clock: Callable[[], float],
@@ -88,6 +82,7 @@ class Service:
         self._addresses: dict[RequestKey, Address] = {}
         self._awaiting: dict[RequestKey, _Asked] = {}
         self._draining = False
+        self._random = random.Random()  # seeds are told to the client: they need not be secret
 
     @property
     def description(self) -> str:
@@ -107,17 +102,21 @@ class Service:
     def handle(self, address: Address, request: Request, arrived_s: float) -> None:
         """Take one decoded request; it is answered now or later, but exactly once.
 
+        The exception is a `CancelRequest`: what it cancels is answered, and it is not.
+
         Raises:
             InvalidRequestError, OverloadedError: to be answered by the caller, like errors of
                 decoding.
         """
         match request:
+            case ActRequest():
+                self._handle_act(_Asked(address, request, arrived_s))
+            case CancelRequest():
+                self._cancel(address, (request.session_id, request.request_id))
             case PingRequest():
                 self._reply(address, Pong(request.request_id))
             case MetadataRequest():
                 self._reply(address, MetadataReply(request.request_id, self._metadata))
-            case ActRequest():
-                self._handle_act(_Asked(address, request, arrived_s))
 
     def _handle_act(self, asked: _Asked) -> None:
         request = asked.request
@@ -144,14 +143,15 @@ class Service:
         if embedding is None:
             self._await_embedding(asked)
         else:
-            self._supersede_awaiting(key)
+            if self._awaiting:
+                self._supersede_awaiting(key)
             self._submit(asked, embedding)
 
     def _await_embedding(self, asked: _Asked) -> None:
         request = asked.request
         key = (request.session_id, request.request_id)
         others = sum(session != request.session_id for session, _ in self._awaiting)
-        if others >= self._metadata.limits["max_waiting"]:
+        if others >= self._metadata.limits["max_in_flight"]:
             msg = f"queue: {others} requests wait for their instruction's encoding already"
             raise OverloadedError(msg)
         self._supersede_awaiting(key)
@@ -161,12 +161,23 @@ class Service:
     def _supersede_awaiting(self, newer: RequestKey) -> None:
         """Refuse what the same session asked before and is not yet encoded."""
         for key in [k for k in self._awaiting if k[0] == newer[0]]:
-            old = self._awaiting.pop(key)
-            self._refuse(old, SupersededError(SUPERSEDED))
-            if all(
-                a.request.instruction != old.request.instruction for a in self._awaiting.values()
-            ):
-                self._instructions.forget(old.request.instruction)
+            self._give_up_awaiting(key, SupersededError(SUPERSEDED))
+
+    def _give_up_awaiting(self, key: RequestKey, error: PolicyError) -> None:
+        """Refuse it, and have its instruction not encoded if nobody else asked for that."""
+        old = self._awaiting.pop(key)
+        self._refuse(old, error)
+        instruction = old.request.instruction
+        if all(asked.request.instruction != instruction for asked in self._awaiting.values()):
+            self._instructions.forget(instruction)
+
+    def _cancel(self, address: Address, key: RequestKey) -> None:
+        """Give up a request, if it is inside and was asked from this address."""
+        if self._addresses.get(key) == address:
+            for refusal in self._engine.cancel(key):
+                self._answer(refusal)
+        elif key in self._awaiting and self._awaiting[key].address == address:
+            self._give_up_awaiting(key, CancelledError("cancelled by the client"))
 
     def _refuse(self, asked: _Asked, error: PolicyError) -> None:
         error.request_id = asked.request.request_id
@@ -206,7 +217,7 @@ class Service:
             # as the network sees it, so that the number of rows follows from the same value
             guidance_scale=float(np.float32(_or(request.guidance_scale, defaults.guidance_scale))),
             eta=_or(request.eta, defaults.eta),
-            seed=secrets.randbits(63) if request.seed is None else request.seed,
+            seed=self._random.getrandbits(63) if request.seed is None else request.seed,
             best_effort=request.best_effort,
         )
         for refusal in self._engine.submit(engine_request):
@@ -257,6 +268,7 @@ class Service:
             num_steps=len(answer.timesteps),
             timesteps=answer.timesteps,
             nfe=answer.nfe,
+            rows_per_call=answer.rows_per_call,
             deadline_met=answer.deadline_met,
             model_id=self._metadata.model_id,
             guidance_scale=request.guidance_scale,

@@ -1,19 +1,25 @@
-"""The denoising step run by ONNX Runtime on bound, preallocated buffers; torch encodes."""
+"""Encoder and denoising step run by ONNX Runtime on bound, preallocated buffers."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import onnxruntime as ort
+import numpy as np
+import numpy.typing as npt
+import torch
 
-from models.export import export_onnx
+from models.checkpoint import ENCODER_ONNX, ONNX
+from models.export import ENCODER_OUTPUT, export_encoder, export_step, observation_input
+from models.instruction_encoder import INSTRUCTION_DIM
 from models.policy import DiffusionPolicy
-from policy_server.backends.protocol import BackendSettings
-from policy_server.backends.torch_backend import TorchBackend
+from policy_server.backends.bound_graph import BoundGraph
+from policy_server.backends.protocol import BackendSettings, StepBuffers
 
 
-class OnnxBackend(TorchBackend):
+class OnnxBackend:
     """See `protocol.Backend`."""
 
     name = "onnx"
@@ -21,35 +27,71 @@ class OnnxBackend(TorchBackend):
     def __init__(
         self, policy: DiffusionPolicy, settings: BackendSettings, model: Path | None
     ) -> None:
-        """Load `model`, or export the policy first (some seconds) when there is none."""
-        super().__init__(policy, settings)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = settings.num_threads
-        options.inter_op_num_threads = 1
-        # a spinning thread pool would take cores from the robot's own processes
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
+        """Load `model` and the encoder beside it, or export both first (seconds) if it is None."""
+        self._policy = policy.eval()
+        most = settings.max_requests
+        film_dim = policy.network.film_dim
+        self.buffers = StepBuffers(most, policy.chunk_shape, film_dim)
+        self._observations = {
+            name: np.zeros((most, *array.shape), array.dtype)
+            for name, array in policy.spec.observation.items()
+        }
+        self._instructions = np.zeros((most, INSTRUCTION_DIM), np.float32)
+        self._encoded = np.zeros((2 * most, film_dim), np.float32)
         with tempfile.TemporaryDirectory() as folder:
             if model is None:
-                model = Path(folder) / "model.onnx"
-                export_onnx(policy, model)
-            self._session = ort.InferenceSession(
-                str(model), options, providers=["CPUExecutionProvider"]
-            )
-        self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
+                model = Path(folder) / ONNX
+                export_step(policy, model)
+                export_encoder(policy, model.with_name(ENCODER_ONNX))
+            self._step = self._bound_step(model, settings)
+            self._encoder = self._bound_encoder(model.with_name(ENCODER_ONNX), settings)
 
-    def _binding(self, requests: int, network_rows: int) -> ort.IOBinding:
-        """Inputs and outputs bound to the buffers' memory, once for each pair of row counts."""
-        binding = self._session.io_binding()
-        for name, array in self.buffers.inputs(requests, network_rows).items():
-            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        for name, array in self.buffers.outputs(requests).items():
-            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        return binding
+    def _bound_step(self, path: Path, settings: BackendSettings) -> BoundGraph:
+        buffers = self.buffers
+        most = buffers.max_requests
+        inputs = buffers.inputs(most, 2 * most)
+        whole = {"conditions": inputs.pop("conditions")}
+        by_rows = {name: inputs.pop(name) for name in ("request_of", "condition_of")}
+        by_requests = {**inputs, **buffers.outputs(most)}
+        return BoundGraph(path, settings.num_threads, whole, by_requests, by_rows)
+
+    def _bound_encoder(self, path: Path, settings: BackendSettings) -> BoundGraph:
+        most = self.buffers.max_requests
+        by_requests: dict[str, npt.NDArray[Any]] = {
+            observation_input(name): array for name, array in self._observations.items()
+        }
+        by_requests["instruction"] = self._instructions
+        by_rows: dict[str, npt.NDArray[Any]] = {
+            "request_of": np.arange(most).repeat(2),
+            "drop": np.tile([False, True], most),
+            ENCODER_OUTPUT: self._encoded,
+        }
+        return BoundGraph(path, settings.num_threads, {}, by_requests, by_rows)
+
+    def encode(
+        self,
+        slots: Sequence[int],
+        observations: Sequence[Mapping[str, npt.NDArray[Any]]],
+        instructions: Sequence[npt.NDArray[np.float32]],
+    ) -> None:
+        """See `protocol.Backend.encode`."""
+        for i, (observation, instruction) in enumerate(
+            zip(observations, instructions, strict=True)
+        ):
+            for name, array in self._observations.items():
+                array[i] = observation[name]
+            self._instructions[i] = instruction
+        self._encoder.run(len(slots), 2 * len(slots))
+        conditions = self.buffers.conditions
+        for i, slot in enumerate(slots):
+            conditions[2 * slot : 2 * slot + 2] = self._encoded[2 * i : 2 * i + 2]
 
     def step(self, requests: int, network_rows: int) -> None:
         """See `protocol.Backend.step`."""
-        key = (requests, network_rows)
-        if key not in self._bindings:
-            self._bindings[key] = self._binding(requests, network_rows)
-        self._session.run_with_iobinding(self._bindings[key])
+        self._step.run(requests, network_rows)
+
+    @torch.inference_mode()
+    def to_actions(self, x0: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """See `protocol.Backend.to_actions`."""
+        actions: npt.NDArray[np.float32] = self._policy.to_actions(torch.from_numpy(x0)).numpy()
+        return actions

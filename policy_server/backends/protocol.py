@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from models.guidance import branch_rows
+from models.guidance import BranchRows
 
 
 class StepBuffers:
@@ -28,24 +28,20 @@ class StepBuffers:
         self.timesteps = np.zeros(max_requests, np.int64)
         self.guidance_scale = np.zeros(max_requests, np.float32)
         self.coefficients = np.zeros((max_requests, 4), np.float32)
-        self.cond_row = np.zeros(max_requests, np.int64)
-        self.uncond_row = np.zeros(max_requests, np.int64)
-        self.request_of = np.zeros(2 * max_requests, np.int64)
-        self.condition_of = np.zeros(2 * max_requests, np.int64)
+        self.rows = BranchRows.room_for(max_requests)
         self.conditions = np.zeros((2 * max_requests, film_dim), np.float32)
         self.x_prev = np.zeros(chunks, np.float32)
         self.x0 = np.zeros(chunks, np.float32)
 
     def lay_out(self, guidance_scale: npt.NDArray[np.float32], slots: npt.NDArray[np.int64]) -> int:
-        """Fill the index arrays for requests in these slots; return the number of network rows."""
-        rows = branch_rows(guidance_scale, slots)
-        requests, network_rows = len(slots), len(rows.request_of)
-        self.guidance_scale[:requests] = guidance_scale
-        self.cond_row[:requests] = rows.cond_row
-        self.uncond_row[:requests] = rows.uncond_row
-        self.request_of[:network_rows] = rows.request_of
-        self.condition_of[:network_rows] = rows.condition_of
-        return network_rows
+        """Fill the index arrays for requests in these slots; return the number of network rows.
+
+        Args:
+            guidance_scale: float32 [requests], w.
+            slots: int64 [requests].
+        """
+        self.guidance_scale[: len(slots)] = guidance_scale
+        return self.rows.fill(guidance_scale, slots)
 
     def inputs(self, requests: int, network_rows: int) -> dict[str, npt.NDArray[Any]]:
         """Views of the input arrays by the name they have in `GuidedStep.forward`, in its order."""
@@ -54,10 +50,10 @@ class StepBuffers:
             "x0_prev": self.x0_prev[:requests],
             "timesteps": self.timesteps[:requests],
             "conditions": self.conditions,
-            "request_of": self.request_of[:network_rows],
-            "condition_of": self.condition_of[:network_rows],
-            "cond_row": self.cond_row[:requests],
-            "uncond_row": self.uncond_row[:requests],
+            "request_of": self.rows.request_of[:network_rows],
+            "condition_of": self.rows.condition_of[:network_rows],
+            "cond_row": self.rows.cond_row[:requests],
+            "uncond_row": self.rows.uncond_row[:requests],
             "guidance_scale": self.guidance_scale[:requests],
             "coefficients": self.coefficients[:requests],
             "noise": self.noise[:requests],
@@ -89,16 +85,19 @@ class Backend(Protocol):
 
     def encode(
         self,
-        slot: int,
-        observation: Mapping[str, npt.NDArray[Any]],
-        instruction: npt.NDArray[np.float32],
+        slots: Sequence[int],
+        observations: Sequence[Mapping[str, npt.NDArray[Any]]],
+        instructions: Sequence[npt.NDArray[np.float32]],
     ) -> None:
-        """Compute both condition parts of a request into `buffers.conditions` at `slot`.
+        """Compute both condition parts of each request in one network call.
+
+        They are written into rows 2·slot (conditional) and 2·slot + 1 of `buffers.conditions`;
+        other rows stay as they are.
 
         Args:
-            slot: 0 .. max_requests − 1.
-            observation: name → [obs_steps, ...], validated, in the robot's units.
-            instruction: float32 [INSTRUCTION_DIM].
+            slots: each 0 .. max_requests − 1, all different, at least one.
+            observations: of each request: name → [obs_steps, ...], validated, in the robot's units.
+            instructions: of each request: float32 [INSTRUCTION_DIM].
         """
         ...
 
@@ -107,5 +106,5 @@ class Backend(Protocol):
         ...
 
     def to_actions(self, x0: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Clean sample [horizon, action_dim] → actions in the robot's units (a new array)."""
+        """Clean samples [n, horizon, action_dim] → actions in the robot's units (a new array)."""
         ...

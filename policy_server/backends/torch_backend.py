@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,29 +21,34 @@ class TorchBackend:
     def __init__(self, policy: DiffusionPolicy, settings: BackendSettings) -> None:
         torch.set_num_threads(settings.num_threads)
         self._policy = policy.eval()
+        self._encoder = policy.condition_encoder()
         self._step = policy.guided_step()
         self.buffers = StepBuffers(
             settings.max_requests, policy.chunk_shape, policy.network.film_dim
         )
-        self._conditions = torch.from_numpy(self.buffers.conditions)
-        self._drop = torch.tensor([False, True])
+        self._by_slot = torch.from_numpy(self.buffers.conditions).view(settings.max_requests, 2, -1)
+        self._request_of = torch.arange(settings.max_requests).repeat_interleave(2)
+        self._drop = torch.tensor([False, True]).repeat(settings.max_requests)
 
     @torch.inference_mode()
     def encode(
         self,
-        slot: int,
-        observation: Mapping[str, npt.NDArray[Any]],
-        instruction: npt.NDArray[np.float32],
+        slots: Sequence[int],
+        observations: Sequence[Mapping[str, npt.NDArray[Any]]],
+        instructions: Sequence[npt.NDArray[np.float32]],
     ) -> None:
         """See `protocol.Backend.encode`."""
-        twice = {
-            name: torch.from_numpy(np.array(array)).expand(2, *array.shape)
-            for name, array in observation.items()
-        }
-        embedded = torch.from_numpy(instruction).expand(2, -1)
-        self._conditions[2 * slot : 2 * slot + 2] = self._policy.condition_part(
-            twice, embedded, self._drop
+        rows = 2 * len(slots)
+        parts = self._encoder(
+            tuple(
+                torch.from_numpy(np.stack([observation[name] for observation in observations]))
+                for name in self._policy.spec.observation
+            ),
+            torch.from_numpy(np.stack(instructions)),
+            self._request_of[:rows],
+            self._drop[:rows],
         )
+        self._by_slot[torch.tensor(slots)] = parts.view(len(slots), 2, -1)
 
     @torch.inference_mode()
     def step(self, requests: int, network_rows: int) -> None:

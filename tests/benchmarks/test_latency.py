@@ -158,6 +158,7 @@ def make_chunk(number, due_s, sent_s, arrived_s, budget_s):
         num_steps=3,
         timesteps=(3, 2, 1),
         nfe=3,
+        rows_per_call=1.0,
         deadline_met=True,
         model_id="simulated",
         guidance_scale=0.0,

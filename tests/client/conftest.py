@@ -13,6 +13,7 @@ from client import wire
 from client.messages import (
     ActionChunk,
     ActRequest,
+    CancelRequest,
     Message,
     Metadata,
     MetadataReply,
@@ -80,6 +81,7 @@ def chunk_for(request: ActRequest, spec: PolicySpec, total_s: float = 0.0) -> Ac
         num_steps=2,
         timesteps=(99, 49),
         nfe=2,
+        rows_per_call=1.5,
         deadline_met=True,
         model_id="test-1",
         guidance_scale=0.0,
@@ -137,6 +139,8 @@ def answer(metadata: Metadata) -> Answer:
                 return [wire.encode(chunk_for(message, metadata.spec))]
             case MetadataRequest():
                 return [wire.encode(MetadataReply(message.request_id, metadata))]
+            case CancelRequest():
+                return []
         assert message.request_id is not None
         return [wire.encode(Pong(message.request_id))]
 

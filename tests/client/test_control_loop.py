@@ -151,6 +151,7 @@ class SimulatedPolicy:
                 num_steps=2,
                 timesteps=(9, 4),
                 nfe=4,
+                rows_per_call=1.0,
                 deadline_met=True,
                 model_id="m",
                 guidance_scale=0.0,

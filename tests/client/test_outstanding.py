@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.errors import ConnectionLostError, PolicyError, ProtocolError
+from client.errors import CancelledError, ConnectionLostError, PolicyError, ProtocolError
 from client.messages import ActionChunk, ErrorReply, Message, PingRequest, Pong, Timing
 from client.network_margin import NetworkMargin
 from client.outstanding import Chunk, Outstanding, Sent
@@ -20,7 +20,7 @@ from client.outstanding import Chunk, Outstanding, Sent
 def chunk(request_id: int) -> ActionChunk:
     actions = np.zeros((2, 1), np.float32)
     timing = Timing(0.0, 0.0, 0.01, 0.01)
-    return ActionChunk(request_id, actions, 1, (9,), 1, True, "m", 0.0, 0.0, 0, timing)
+    return ActionChunk(request_id, actions, 1, (9,), 1, 1.0, True, "m", 0.0, 0.0, 0, timing)
 
 
 def test_lateness_is_the_clients_verdict() -> None:
@@ -48,7 +48,9 @@ class Step:
 STEPS = st.lists(
     st.builds(
         Step,
-        st.sampled_from(["send", "chunk", "error", "pong", "garbage", "request", "expire"]),
+        st.sampled_from(
+            ["send", "chunk", "error", "pong", "garbage", "request", "expire", "cancel"]
+        ),
         st.integers(0, 5),
         st.floats(0, 0.5),
     ),
@@ -71,11 +73,18 @@ def test_every_request_is_settled_exactly_once(steps: list[Step]) -> None:
                 sent[i] = now_s
                 outstanding.add(i, Sent(ActionChunk, now_s, now_s, 0.1, 1.0))
         elif step.what == "expire":
-            for error in outstanding.expire(now_s):
+            for _, error in outstanding.expire(now_s):
                 assert isinstance(error, ConnectionLostError)
                 assert error.request_id is not None
                 assert now_s >= sent[error.request_id] + 1.0
                 settled[error.request_id] += 1
+        elif step.what == "cancel":
+            cancelled = outstanding.cancel(i)
+            if cancelled is None:
+                assert i not in sent or settled[i] == 1
+            else:
+                assert cancelled.request_id == i
+                settled[i] += 1
         else:
             replies: dict[str, Message | PolicyError] = {
                 "chunk": chunk(i),
@@ -92,12 +101,21 @@ def test_every_request_is_settled_exactly_once(steps: list[Step]) -> None:
                 assert result.request_id == i
                 assert isinstance(result, Chunk if step.what == "chunk" else PolicyError)
                 settled[i] += 1
-    for error in outstanding.expire(now_s + 2.0):
+    for _, error in outstanding.expire(now_s + 2.0):
         assert error.request_id is not None
         settled[error.request_id] += 1
     assert dict(settled) == dict.fromkeys(sent, 1)
     assert outstanding.dropped == dropped
     assert outstanding.next_expiry_s() is None
+
+
+def test_only_a_request_for_a_chunk_is_cancelled() -> None:
+    outstanding = Outstanding()
+    outstanding.add(1, Sent(Pong, 0.0, 0.0, 1.0, 1.0))
+    outstanding.add(2, Sent(ActionChunk, 0.0, 0.0, 1.0, 1.0))
+    assert outstanding.cancel(1) is None
+    assert isinstance(outstanding.cancel(2), CancelledError)
+    assert [sent.expects for sent, _ in outstanding.expire(2.0)] == [Pong]
 
 
 @pytest.mark.parametrize(

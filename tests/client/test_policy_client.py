@@ -12,6 +12,7 @@ import zmq
 
 from client import wire
 from client.errors import (
+    CancelledError,
     ConnectionLostError,
     DeadlineError,
     InvalidRequestError,
@@ -19,7 +20,16 @@ from client.errors import (
     ProtocolError,
     ServerFaultError,
 )
-from client.messages import ActionChunk, ActRequest, ErrorReply, Message, Metadata, Pong
+from client.messages import (
+    ActionChunk,
+    ActRequest,
+    CancelRequest,
+    ErrorReply,
+    Message,
+    Metadata,
+    PingRequest,
+    Pong,
+)
 from client.outstanding import Chunk
 from client.policy_client import PolicyClient
 
@@ -248,6 +258,94 @@ def test_submitted_requests_come_up_exactly_once(
     client.ping(timeout_s=PATIENCE_S)  # the duplicates came before this
     assert client.poll() == []
     assert client.dropped_replies == 2
+
+
+def cancels(server: Server) -> list[tuple[str, int]]:
+    return [(m.session_id, m.request_id) for m in server.received if isinstance(m, CancelRequest)]
+
+
+def test_a_cancelled_request_comes_up_once_as_that_and_the_server_is_told(
+    serve: Callable[..., Server], connect: Callable[..., PolicyClient], answer: Answer
+) -> None:
+    def reply(message: Message) -> Sequence[Frames]:
+        if isinstance(message, ActRequest):
+            return []
+        if isinstance(message, CancelRequest):  # what the server then answers to the act request
+            return [wire.encode(ErrorReply(message.request_id, "cancelled", "as you like"))]
+        return answer(message)
+
+    server = serve(reply)
+    client = connect(server, session_id="arm-1")
+    client.metadata(timeout_s=PATIENCE_S)
+    kept, unwanted = submit(client, timeout_s=0.5), submit(client)
+    client.cancel(unwanted)
+    client.cancel(unwanted)
+    (error,) = client.poll()
+    assert isinstance(error, CancelledError)
+    assert error.request_id == unwanted
+    assert client.ping(timeout_s=PATIENCE_S) > 0  # the server's answer came before this
+    assert cancels(server) == [("arm-1", unwanted)]
+    (lost,) = poll_until(client, 1)
+    assert lost.request_id == kept
+    assert client.dropped_replies == 1
+
+
+def test_what_is_not_outstanding_is_not_cancelled(
+    serve: Callable[..., Server], connect: Callable[..., PolicyClient], answer: Answer
+) -> None:
+    server = serve(answer)
+    client = connect(server)
+    client.metadata(timeout_s=PATIENCE_S)
+    answered = submit(client)
+    client.ping(timeout_s=PATIENCE_S)  # the answer came before this
+    client.cancel(answered)
+    client.cancel(answered + 100)
+    (chunk,) = client.poll()
+    assert isinstance(chunk, Chunk)
+    client.cancel(answered)
+    assert client.poll() == []
+    client.ping(timeout_s=PATIENCE_S)
+    assert cancels(server) == []
+
+
+def test_cancelling_without_a_connection_does_not_wait(
+    serve: Callable[..., Server], connect: Callable[..., PolicyClient], answer: Answer
+) -> None:
+    server = serve(with_act(answer, lambda _: []))
+    client = connect(server)
+    client.metadata(timeout_s=PATIENCE_S)
+    request_id = submit(client)
+    server.stop()
+    began_s = time.monotonic()
+    client.cancel(request_id)
+    assert time.monotonic() - began_s < 0.5
+    (error,) = client.poll()
+    assert isinstance(error, CancelledError)
+
+
+def test_a_request_whose_time_is_up_is_cancelled_by_itself(
+    serve: Callable[..., Server], connect: Callable[..., PolicyClient], answer: Answer
+) -> None:
+    silent = [ActRequest]
+
+    def reply(message: Message) -> Sequence[Frames]:
+        return [] if isinstance(message, tuple(silent)) else answer(message)
+
+    server = serve(reply)
+    client = connect(server, session_id="arm-1")
+    client.metadata(timeout_s=PATIENCE_S)
+    request_id = submit(client, timeout_s=0.05)
+    (error,) = poll_until(client, 1)
+    assert isinstance(error, ConnectionLostError)
+    with pytest.raises(ConnectionLostError):
+        act(client, timeout_s=0.05)
+    silent.append(PingRequest)
+    with pytest.raises(ConnectionLostError):
+        client.ping(timeout_s=0.05)  # is not worth a message
+    silent.pop()
+    client.ping(timeout_s=PATIENCE_S)
+    assert cancels(server) == [("arm-1", request_id), ("arm-1", request_id + 1)]
+    assert client.poll() == []
 
 
 def test_act_leaves_the_answers_to_submit_for_poll(

@@ -12,7 +12,15 @@ import msgpack
 import numpy as np
 
 from client import errors, wire
-from client.messages import ActionChunk, ActRequest, ErrorReply, Metadata, MetadataReply, Timing
+from client.messages import (
+    ActionChunk,
+    ActRequest,
+    CancelRequest,
+    ErrorReply,
+    Metadata,
+    MetadataReply,
+    Timing,
+)
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
 
@@ -29,6 +37,7 @@ REPLY = ActionChunk(
     num_steps=2,
     timesteps=(999, 499),
     nfe=2,
+    rows_per_call=1.5,
     deadline_met=True,
     model_id="desk-1",
     guidance_scale=0.0,
@@ -100,7 +109,8 @@ def test_a_decoder_written_from_the_page_reads_an_answer() -> None:
 
 def test_the_page_lists_every_field_code_and_default(metadata: Metadata) -> None:
     error = ErrorReply(None, "deadline", "no time", 0.1)
-    for message in (REQUEST, REPLY, MetadataReply(1, metadata), error):
+    cancel = CancelRequest("arm-1", 7)
+    for message in (REQUEST, cancel, REPLY, MetadataReply(1, metadata), error):
         header = msgpack.unpackb(wire.encode(message)[0])
         for field in [*header, *header.get("timing", []), *header.get("metadata", [])]:
             assert f"`{field}`" in PAGE, field
@@ -111,6 +121,7 @@ def test_the_page_lists_every_field_code_and_default(metadata: Metadata) -> None
             "OverloadedError",
             "DeadlineError",
             "SupersededError",
+            "CancelledError",
             "ServerFaultError",
             "ProtocolError",
         }:

@@ -20,6 +20,7 @@ from client.errors import InvalidRequestError, PolicyError, ProtocolError
 from client.messages import (
     ActionChunk,
     ActRequest,
+    CancelRequest,
     ErrorReply,
     Message,
     Metadata,
@@ -64,6 +65,7 @@ ACTION_CHUNKS = st.lists(st.integers(0, 999), min_size=1, max_size=1000).flatmap
         num_steps=st.just(len(timesteps)),
         timesteps=st.just(tuple(timesteps)),
         nfe=IDS,
+        rows_per_call=st.floats(1, 1e6),
         deadline_met=st.booleans(),
         model_id=WORDS,
         guidance_scale=FINITE,
@@ -99,6 +101,7 @@ METADATA = st.builds(
 ERRORS = st.builds(ErrorReply, st.none() | IDS, WORDS, WORDS, st.none() | SECONDS)
 MESSAGES = st.one_of(
     ACT_REQUESTS,
+    st.builds(CancelRequest, WORDS.filter(lambda s: len(s.encode()) <= 64), IDS),
     st.builds(MetadataRequest, IDS),
     st.builds(PingRequest, IDS),
     ACTION_CHUNKS,
@@ -167,7 +170,7 @@ def request(**changes: Any) -> ActRequest:
 
 def chunk() -> ActionChunk:
     actions = np.zeros((8, 2), np.float32)
-    return ActionChunk(7, actions, 2, (9, 4), 2, True, "m", 0.0, 0.0, 1, Timing(0, 0, 0, 0))
+    return ActionChunk(7, actions, 2, (9, 4), 2, 1.0, True, "m", 0.0, 0.0, 1, Timing(0, 0, 0, 0))
 
 
 def header_of(message: Message, **changes: Any) -> list[bytes]:
@@ -256,6 +259,30 @@ def test_an_unreadable_request_id_is_refused_without_one(value: Any) -> None:
     assert caught.value.request_id in (None, 2**63)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("session_id", ""),
+        ("session_id", "x" * 65),
+        ("session_id", ...),
+        ("request_id", -1),
+        ("request_id", ...),
+        ("arrays", []),
+        ("budget_s", 1.0),
+    ],
+)
+def test_a_bad_cancel_is_refused_and_not_as_if_it_were_the_act_request(
+    field: str, value: Any
+) -> None:
+    with pytest.raises(InvalidRequestError, match=field) as caught:
+        wire.decode(header_of(CancelRequest("arm-1", 7), **{field: value}))
+    assert caught.value.request_id is None
+    if value is not ... and field in {"session_id", "request_id"}:
+        with pytest.raises(InvalidRequestError, match=field) as caught:
+            CancelRequest(**{"session_id": "arm-1", "request_id": 7, field: value})
+        assert caught.value.request_id is None
+
+
 def test_two_arrays_of_one_name_are_refused() -> None:
     header, frame = header_of(request(), arrays=[["state", "float32", [2, 3]]] * 2)
     with pytest.raises(InvalidRequestError, match="'state' twice"):
@@ -274,9 +301,31 @@ def test_the_constructor_applies_the_same_rules() -> None:
 
 def test_numpy_scalars_travel() -> None:
     sent = request(num_steps=np.int64(3), eta=np.float32(0.5), budget_s=np.float64(1), seed=None)
+    assert [type(value) for value in (sent.num_steps, sent.eta, sent.budget_s)] == [
+        int,
+        float,
+        float,
+    ]
     received = wire.decode(raw(sent))
     assert isinstance(received, ActRequest)
     assert (received.num_steps, received.eta, received.budget_s) == (3, 0.5, 1.0)
+
+
+def test_a_whole_number_is_a_number_and_an_array_of_another_byte_order_travels() -> None:
+    state = np.arange(6, dtype=">f4").reshape(2, 3)
+    received = wire.decode(raw(request(budget_s=1, observation={"state": state})))
+    assert isinstance(received, ActRequest)
+    assert type(received.budget_s) is float
+    np.testing.assert_array_equal(received.observation["state"], state)
+    assert received.observation["state"].dtype == "<f4"
+
+
+def test_the_size_of_a_string_is_that_of_its_utf8() -> None:
+    request(session_id="ä" * 32)
+    with pytest.raises(InvalidRequestError, match="64 bytes of UTF-8, got 66"):
+        request(session_id="ä" * 33)
+    with pytest.raises(InvalidRequestError, match="not blank"):
+        request(session_id="\u2003\x1f\n")
 
 
 def test_optional_fields_may_be_left_out() -> None:
@@ -301,6 +350,9 @@ def test_another_version_is_named_with_both() -> None:
         ("timesteps", [1, 2, 3]),
         ("timesteps", [1, -2]),
         ("num_steps", 3),
+        ("rows_per_call", 0.5),
+        ("rows_per_call", None),
+        ("rows_per_call", ...),
         ("arrays", [["other", "float32", [8, 2]]]),
         ("colour", "red"),
         ("model_id", ""),
@@ -473,6 +525,7 @@ def test_actions_that_are_not_finite_are_never_a_chunk(bad: float) -> None:
         "num_steps": 1,
         "timesteps": (0,),
         "nfe": 1,
+        "rows_per_call": 1.0,
         "deadline_met": True,
         "model_id": "m",
         "guidance_scale": 0.0,

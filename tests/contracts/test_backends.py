@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from client.specs import ArraySpec
+from models import checkpoint
+from models.export import export_encoder, export_step
+from models.guidance import branch_rows
 from models.instruction_encoder import INSTRUCTION_DIM
 from models.samplers import draw_noise
 from policy_server.backends.onnx_backend import OnnxBackend
@@ -92,7 +96,7 @@ NOT_FINITE = [(w, bad, branches) for w in (0, 1) for bad in (np.nan, np.inf) for
 )
 def test_a_row_that_is_not_finite_stays_so_and_spoils_no_other(backend, w, bad, branches):
     requests, network_rows = fill(backend, [w, 0.5])
-    slot = backend.buffers.condition_of[0] // 2
+    slot = backend.buffers.rows.condition_of[0] // 2
     backend.buffers.conditions[2 * slot : 2 * slot + branches] = bad
     backend.step(requests, network_rows)
     # a clip that turned it into a bound would hand a full-speed action to the robot
@@ -100,24 +104,87 @@ def test_a_row_that_is_not_finite_stays_so_and_spoils_no_other(backend, w, bad, 
     assert np.isfinite(backend.buffers.x_prev[1]).all()
 
 
-def test_encode_fills_its_slot_alone_with_both_branches(backend, policy):
-    rng = np.random.default_rng(3)
-    observation = {"state": rng.standard_normal((2, 3)).astype(np.float32)}
-    observation["state"].flags.writeable = False  # as it comes from the wire
-    instruction = rng.standard_normal(INSTRUCTION_DIM).astype(np.float32)
-    before = backend.buffers.conditions.copy()
-    backend.encode(1, observation, instruction)
-    after = backend.buffers.conditions
-    np.testing.assert_array_equal(np.delete(after, [2, 3], 0), np.delete(before, [2, 3], 0))
+def asked(spec, count, seed=3):
+    """Random (observations, instructions) of so many requests."""
+    rng = np.random.default_rng(seed)
+    observations = []
+    for _ in range(count):
+        arrays = {}
+        for key, array in spec.observation.items():
+            values = 255 * rng.random(array.shape) if array.dtype == "uint8" else None
+            values = rng.standard_normal(array.shape) if values is None else values
+            arrays[key] = values.astype(array.dtype)
+            arrays[key].flags.writeable = False  # as it comes from the wire
+        observations.append(arrays)
+    return observations, list(rng.standard_normal((count, INSTRUCTION_DIM)).astype(np.float32))
+
+
+def expected_parts(policy, observation, instruction):
+    """[2, film_dim]: the conditional and the unconditional part, straight from the network."""
     with torch.inference_mode():
-        for row, drop in ((2, False), (3, True)):
-            expected = policy.condition_part(
-                {"state": torch.tensor(observation["state"][None])},
-                torch.tensor(instruction[None]),
-                torch.tensor([drop]),
-            )[0]
-            np.testing.assert_allclose(after[row], expected, atol=1e-5)
-    assert not np.allclose(after[2], after[3])
+        return torch.cat(
+            [
+                policy.condition_part(
+                    {key: torch.tensor(array[None]) for key, array in observation.items()},
+                    torch.tensor(instruction[None]),
+                    torch.tensor([drop]),
+                )
+                for drop in (False, True)
+            ]
+        ).numpy()
+
+
+@pytest.mark.parametrize("slots", [[1], [2, 0], [3, 0, 2, 1]])
+def test_encode_fills_its_slots_alone_with_both_branches(backend, policy, slots):
+    observations, instructions = asked(policy.spec, len(slots))
+    conditions = backend.buffers.conditions
+    conditions[:] = np.random.default_rng(0).standard_normal(conditions.shape)
+    expected = conditions.copy()
+    for slot, *request in zip(slots, observations, instructions, strict=True):
+        expected[2 * slot : 2 * slot + 2] = expected_parts(policy, *request)
+    backend.encode(slots, observations, instructions)
+    np.testing.assert_allclose(conditions, expected, atol=1e-5)
+    others = [row for row in range(len(conditions)) if row // 2 not in slots]
+    np.testing.assert_array_equal(conditions[others], expected[others])
+    assert not np.allclose(conditions[2 * slots[0]], conditions[2 * slots[0] + 1])
+
+
+def test_encoding_together_is_encoding_one_by_one(backend, policy):
+    observations, instructions = asked(policy.spec, 4)
+    backend.encode([3, 1, 0, 2], observations, instructions)
+    together = backend.buffers.conditions.copy()
+    backend.buffers.conditions[:] = np.nan
+    for slot, observation, instruction in zip(
+        [3, 1, 0, 2], observations, instructions, strict=True
+    ):
+        backend.encode([slot], [observation], [instruction])
+    np.testing.assert_allclose(backend.buffers.conditions, together, atol=TOLERANCE)
+
+
+def test_any_observation_can_be_encoded(name):
+    """Several arrays, of every dtype, with any number of axes, whatever they are called."""
+    observation = {
+        "instruction": ArraySpec((2, 3), "float32"),
+        "camera": ArraySpec((2, 4, 5, 3), "uint8"),
+        "a name": ArraySpec((2, 1), "float32"),
+    }
+    policy = make_policy(spec=replace(TINY_SPEC, observation=observation))
+    backend = BACKENDS[name](policy)
+    requests = asked(policy.spec, 2)
+    backend.encode([1, 2], *requests)
+    expected = np.concatenate([expected_parts(policy, *r) for r in zip(*requests, strict=True)])
+    np.testing.assert_allclose(backend.buffers.conditions[2:6], expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("w", MIXES)
+def test_the_layout_of_a_call_does_not_depend_on_the_one_before(backend, w):
+    scales, slots = np.array(w, np.float32), np.arange(len(w))[::-1]
+    fill(backend, [1.0, 0.0, -1.0, 2.0], seed=9)
+    network_rows = backend.buffers.lay_out(scales, slots)
+    inputs = backend.buffers.inputs(len(w), network_rows)
+    for key, array in vars(branch_rows(scales, slots)).items():
+        np.testing.assert_array_equal(inputs[key], array, strict=True)
+    np.testing.assert_array_equal(inputs["guidance_scale"], scales, strict=True)
 
 
 def test_to_actions_undoes_the_normalisation_and_keeps_the_limits(name):
@@ -125,9 +192,37 @@ def test_to_actions_undoes_the_normalisation_and_keeps_the_limits(name):
         spec=replace(TINY_SPEC, action_minimum=(-9.0, 6.0), action_maximum=(9.0, 9.0))
     )
     policy.action_normalizer.fit_range(torch.tensor([[-2.0, 5.0], [4.0, 9.0]]))
-    actions = BACKENDS[name](policy).to_actions(np.array([[-1, -1], [1, 1]] * 4, np.float32))
-    np.testing.assert_allclose(actions[:2], [[-2, 6], [4, 9]], rtol=1e-6)
-    assert actions.dtype == np.float32
+    x0 = np.array([[[-1, -1], [1, 1]] * 4, [[1, 1], [0, 0]] * 4], np.float32)
+    actions = BACKENDS[name](policy).to_actions(x0)
+    np.testing.assert_allclose(actions[:, :2], [[[-2, 6], [4, 9]], [[4, 9], [1, 7]]], rtol=1e-6)
+    assert (actions.dtype, actions.shape) == (np.float32, x0.shape)
+    assert not np.shares_memory(actions, x0)
+
+
+def test_calls_of_many_sizes_one_after_another_are_as_if_each_were_the_first(backend):
+    sizes = np.random.default_rng(1).integers(1, 5, 30)
+    for seed, size in enumerate(sizes):
+        w = np.random.default_rng(seed).choice([0.0, -1.0, 1.5], size)
+        requests, network_rows = fill(backend, w, seed)
+        inputs = backend.buffers.inputs(requests, network_rows)
+        with torch.inference_mode():
+            x_prev, _ = make_policy().guided_step()(
+                *(torch.from_numpy(array) for array in inputs.values())
+            )
+        backend.step(requests, network_rows)
+        np.testing.assert_allclose(backend.buffers.x_prev[:requests], x_prev, atol=TOLERANCE)
+
+
+def test_the_exports_of_a_checkpoint_are_used(tmp_path, policy):
+    export_step(policy, tmp_path / checkpoint.ONNX)
+    export_encoder(policy, tmp_path / checkpoint.ENCODER_ONNX)
+    other = make_policy(seed=1)  # if it exported anew, it would be this one
+    backend = OnnxBackend(other, SETTINGS, tmp_path / checkpoint.ONNX)
+    observations, instructions = asked(policy.spec, 1)
+    backend.encode([0], observations, instructions)
+    expected = expected_parts(policy, observations[0], instructions[0])
+    np.testing.assert_allclose(backend.buffers.conditions[:2], expected, atol=TOLERANCE)
+    assert not np.allclose(expected, expected_parts(other, observations[0], instructions[0]))
 
 
 def test_a_second_call_of_the_same_size_sees_what_was_written_meanwhile(backend):

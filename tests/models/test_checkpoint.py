@@ -70,6 +70,55 @@ def test_a_manifest_that_makes_no_sense_is_refused(folder, field, value, message
         checkpoint.load(folder)
 
 
+@pytest.fixture
+def exported(folder):
+    """With files in place of the exports, which are not looked into here."""
+    for name in checkpoint.EXPORTS:
+        (folder / name).write_bytes(b"graph")
+    checkpoint.write_manifest(folder, checkpoint.read_manifest(folder))
+    return folder
+
+
+def test_exports_are_checked_like_weights(exported):
+    assert {"model.onnx", "encoder.onnx"} < checkpoint.load(exported)[0].files.keys()
+    (exported / "encoder.onnx").write_bytes(b"other")
+    with pytest.raises(CheckpointError, match=r"encoder\.onnx: altered"):
+        checkpoint.load(exported)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "encoder.onnx"])
+def test_one_export_without_the_other_is_refused(exported, name):
+    manifest = json.loads((exported / "manifest.json").read_text())
+    del manifest["files"][name]
+    (exported / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="python -m models export"):
+        checkpoint.load(exported)
+
+
+def test_one_export_alone_is_never_listed(exported):
+    (exported / "encoder.onnx").unlink()
+    manifest = checkpoint.write_manifest(exported, checkpoint.read_manifest(exported))
+    assert list(manifest.files) == ["model.safetensors"]
+
+
+def test_discarded_exports_are_gone_and_the_weights_are_still_checked(exported):
+    (exported / "encoder.onnx").unlink()  # whatever state they were in
+    weights = exported / "model.safetensors"
+    good = weights.read_bytes()
+    weights.write_bytes(good + b"x")
+    checkpoint.discard_exports(exported)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: altered"):
+        checkpoint.load(exported)
+    weights.write_bytes(good)
+    assert list(checkpoint.load(exported)[0].files) == ["model.safetensors"]
+    assert not (exported / "model.onnx").exists()
+
+
+def test_new_weights_leave_no_old_exports(exported):
+    save_checkpoint(exported, make_policy(seed=1))
+    assert not any((exported / name).exists() for name in checkpoint.EXPORTS)
+
+
 def test_a_folder_without_a_checkpoint_says_so(tmp_path):
     with pytest.raises(CheckpointError, match=r"manifest\.json: not found"):
         checkpoint.load(tmp_path)

@@ -1,5 +1,8 @@
 """What samplers refuse, and noise against its contract; what samplers do is in tests/oracles."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -76,6 +79,29 @@ def test_noise_depends_on_seed_and_timestep_alone():
     assert not np.array_equal(first, draw_noise(7, 501, (16, 4)))
     assert not np.array_equal(first, draw_noise(8, 500, (16, 4)))
     assert draw_noise(2**63 - 1, 1000, (2,)).dtype == np.float32
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**53 + 1, 2**63 - 1])
+@pytest.mark.parametrize("timestep", [0, 1, 1000])
+@pytest.mark.parametrize("shape", [(1,), (3, 5), (16, 4)])
+def test_noise_is_that_of_a_new_philox_whatever_was_drawn_before(seed, timestep, shape):
+    draw_noise(1, 2, (3,))  # leaves a part of a block behind
+    bits = np.random.Philox(key=np.array([seed, timestep], np.uint64))
+    expected = np.random.Generator(bits).standard_normal(shape, dtype=np.float32)
+    np.testing.assert_array_equal(draw_noise(seed, timestep, shape), expected)
+
+
+def test_noise_drawn_by_several_threads_at_once_is_the_same():
+    keys = [(seed, 500) for seed in range(100)]
+    expected = [draw_noise(*key, (5000,)) for key in keys]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            drawn = list(threads.map(lambda key: draw_noise(*key, (5000,)), keys))
+    finally:
+        sys.setswitchinterval(interval)
+    np.testing.assert_array_equal(drawn, expected)
 
 
 def test_noise_is_standard_normal():

@@ -13,7 +13,7 @@ from client.errors import (
     ServerFaultError,
     SupersededError,
 )
-from policy_server.engine import Answer, Refusal
+from policy_server.requests import Answer, Refusal
 from tests.policy_server.simulation import (
     ALPHA_BAR,
     World,
@@ -21,13 +21,13 @@ from tests.policy_server.simulation import (
     expected_actions_2m,
 )
 
-LAST_STEP = (0.0, 1.0, 0.0)
-"""(a, b, d) of a step that ends at alpha_bar = 1."""
+LAST_STEP = (0.0, 1.0, 0.0, 0.0)
+"""(a, b, c, d) of a step that ends at alpha_bar = 1."""
 
 
 def check_trajectory(world, answer):
     """What was executed falls strictly from T − 1, ends in clean data, and is what is told."""
-    calls = world.backend.calls[-len(answer.timesteps) :]
+    calls = world.executed(answer.request)
     assert tuple(t for t, _ in calls) == answer.timesteps
     assert answer.timesteps[0] == 999
     assert all(a > b for a, b in itertools.pairwise(answer.timesteps))
@@ -103,7 +103,7 @@ def test_when_calls_become_fast_in_mid_flight_steps_are_added():
     world = World(max_useful_steps=40)
     world.engine.submit(world.request(budget_s=0.021))
     world.engine.advance()
-    planned = len(world.engine._in_service.plan.timesteps)
+    planned = 1 + int(world.engine._rows.steps_left.max())
     world.backend.call_s = 0.0002
     (answer,) = world.finish()
     assert planned == 20
@@ -146,7 +146,7 @@ def test_a_newer_request_supersedes_a_waiting_one_of_its_session_only():
 
 
 def test_a_full_queue_refuses_the_newcomer():
-    world = World(max_waiting=2)
+    world = World(max_in_flight=2)
     for session in "ab":
         assert world.engine.submit(world.request(budget_s=10, session=session)) == []
     (refusal,) = world.engine.submit(world.request(budget_s=10, session="c"))
@@ -174,25 +174,25 @@ def test_whoever_is_in_service_leaves_the_others_what_they_were_promised():
     answers = {outcome.request.key[0]: outcome for outcome in world.finish()}
     assert answers["urgent"].deadline_met
     assert len(answers["urgent"].timesteps) >= 2
-    assert len(answers["patient"].timesteps) < 10
+    assert len(answers["patient"].timesteps) == 40
     check_trajectory(world, answers["urgent"])
 
 
 def test_a_waiting_request_is_refused_when_its_time_runs_out_not_when_its_turn_comes():
-    world = World()
-    world.engine.submit(world.request(budget_s=10.0, num_steps=50, session="long"))
-    world.engine.advance()
+    world = World(min_steps=4, max_call_s=0.002)  # two rows
+    for session in "ab":
+        world.engine.submit(world.request(budget_s=0.04, num_steps=10, session=session))
     waiting = world.request(budget_s=0.06, session="short")
     assert world.engine.submit(waiting) == []
-    world.backend.call_s = 0.020
+    world.backend.call_s = 0.030
     outcomes = []
     while not outcomes:
         outcomes = world.engine.advance()
     assert outcomes[0].request is waiting
     assert isinstance(outcomes[0].error, DeadlineError)
-    assert world.clock() <= waiting.deadline_s + 0.021  # one call
-    (answer,) = world.finish()
-    assert len(answer.timesteps) == 50
+    assert world.clock() <= waiting.deadline_s + 0.061  # one call
+    assert world.executed(waiting) == []
+    assert [len(answer.timesteps) for answer in world.finish()] == [10, 10]
 
 
 def test_a_newcomer_that_is_refused_supersedes_nothing():
@@ -237,33 +237,45 @@ def test_a_waiting_request_whose_time_has_run_out_is_refused_not_begun():
     assert world.backend.calls == []
 
 
+def value_of(request):
+    return float(request.observation["state"][0, 0])
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_non_finite_sample_is_a_fault_of_that_request_alone(bad):
     world = World()
-    world.backend.poison = bad
-    (refusal,) = world.run(world.request())
-    assert isinstance(refusal, Refusal)
-    assert isinstance(refusal.error, ServerFaultError)
-    world.backend.poison = None
-    (answer,) = world.run(world.request())
+    good, poisoned = (world.request(session=session) for session in "ab")
+    world.backend.poison[value_of(poisoned)] = bad
+    outcomes = {outcome.request.key[0]: outcome for outcome in world.run(good, poisoned)}
+    assert isinstance(outcomes["b"], Refusal)
+    assert isinstance(outcomes["b"].error, ServerFaultError)
+    check_trajectory(world, outcomes["a"])
+    (answer,) = world.run(world.request())  # in the slot of the poisoned one
     check_trajectory(world, answer)
 
 
-def test_after_an_exception_the_request_is_given_up_and_the_others_are_served():
-    world = World()
-    first, second = world.request(session="a"), world.request(session="b", budget_s=1.0)
-    world.engine.submit(first)
-    world.engine.submit(second)
-    world.backend.poison = RuntimeError("boom")
-    world.engine.advance()
-    with pytest.raises(RuntimeError):
-        world.engine.advance()
-    (refusal,) = world.engine.fail(ServerFaultError("the model failed"))
-    assert refusal.request is first
+@pytest.mark.parametrize("where", ["encode", "step"])
+def test_after_an_exception_only_who_caused_it_is_given_up(where):
+    world = World(max_in_flight=4)
+    requests = [world.request(session=s, budget_s=1.0, num_steps=5) for s in "abcd"]
+    for request in requests:
+        assert world.engine.submit(request) == []
+    value = value_of(requests[2])
+    world.backend.poison[value if where == "step" else ("encode", value)] = RuntimeError("boom")
+    outcomes, raised = [], 0
+    while world.engine.busy:
+        try:
+            outcomes += world.engine.advance()
+        except RuntimeError:
+            raised += 1
+            outcomes += world.engine.fail(ServerFaultError("the model failed"))
+    assert raised == 2  # in company, and alone
     assert world.engine.fail(ServerFaultError("again")) == []
-    world.backend.poison = None
-    (answer,) = world.finish()
-    assert answer.request is second
+    outcomes = {outcome.request.key[0]: outcome for outcome in outcomes}
+    assert isinstance(outcomes.pop("c").error, ServerFaultError)
+    assert set(outcomes) == set("abd")
+    for answer in outcomes.values():
+        check_trajectory(world, answer)
 
 
 def test_same_seed_and_steps_same_chunk_whatever_ran_in_between():
@@ -325,15 +337,14 @@ def test_a_2m_request_that_is_re_planned_goes_on_from_its_last_prediction(
     check_2m(answer)
 
 
-@pytest.mark.parametrize("poison", [None, np.nan, np.inf])
+@pytest.mark.parametrize("poison", [{}, {9.0: np.nan}, {9.0: np.inf}])
 def test_the_prediction_of_one_2m_request_does_not_leak_into_the_next(poison):
     """One slot, one x0_prev buffer: whoever was served before, an answer is the same."""
     world = multistep_world()
     alone = world.request(seed=3, value=0.2, num_steps=6)
     (expected,) = world.run(alone)
-    world.backend.poison = poison
+    world.backend.poison.update(poison)
     world.run(world.request(seed=4, value=9.0, num_steps=9))
-    world.backend.poison = None
     (answer,) = world.run(world.request(seed=3, value=0.2, num_steps=6))
     np.testing.assert_array_equal(answer.actions, expected.actions)
     check_2m(answer)
@@ -382,7 +393,7 @@ arrivals = st.lists(
 @settings(max_examples=150, deadline=None)
 @given(arrivals)
 def test_every_request_gets_exactly_one_outcome_whatever_happens(events):
-    world = World(max_waiting=3)
+    world = World(max_in_flight=3)
     sent, outcomes = [], []
     for gap_s, session, budget_s, num_steps, w, best_effort, call_s in events:
         until_s = world.clock.now_s + gap_s

@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+from contextlib import contextmanager
 
 import msgpack
 import numpy as np
@@ -11,12 +12,15 @@ import zmq
 
 from benchmarks.server_process import running_server
 from client import (
+    CancelledError,
     ConnectionLostError,
     DeadlineError,
     InvalidRequestError,
     PolicyClient,
     PolicyError,
+    wire,
 )
+from client.messages import ActRequest, CancelRequest, PingRequest, Pong
 from client.wire import WireLimits
 from models.grids import make_timesteps
 from models.instruction_encoder import InstructionEncoder
@@ -254,6 +258,66 @@ def test_many_clients_each_get_their_own_answers(server):
     for i, chunks in results.items():
         for chunk in chunks:
             np.testing.assert_allclose(chunk.actions, expected[i], atol=1e-5)
+
+
+def raw_act(session, request_id, **fields):
+    fields = {"budget_s": BUDGET_S, **fields}
+    return wire.encode(ActRequest(session, request_id, observe(), "open the drawer", **fields))
+
+
+@contextmanager
+def raw_socket(server):
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.connect(server.address)
+        yield socket
+
+
+def test_robots_may_share_a_connection(server):
+    with raw_socket(server) as socket:
+        for i in range(12):
+            socket.send_multipart(raw_act(f"robot-{i}", i, num_steps=10 + i))
+        chunks = []
+        for _ in range(12):
+            assert socket.poll(5000)
+            chunks.append(wire.decode(socket.recv_multipart()))
+    assert sorted((c.request_id, c.num_steps) for c in chunks) == [(i, 10 + i) for i in range(12)]
+    assert all(chunk.rows_per_call >= 1 for chunk in chunks)
+
+
+def test_a_cancelled_request_is_answered_at_once_and_others_go_on(server):
+    with raw_socket(server) as socket, raw_socket(server) as other:
+        socket.send_multipart(raw_act("a", 1, num_steps=1000, budget_s=100.0))
+        other.send_multipart(raw_act("b", 1, num_steps=500, budget_s=100.0))
+        other.send_multipart(wire.encode(CancelRequest("a", 1)))  # is not theirs
+        other.send_multipart(wire.encode(PingRequest(2)))
+        assert other.poll(5000)
+        assert wire.decode(other.recv_multipart()) == Pong(2)
+        socket.send_multipart(wire.encode(CancelRequest("a", 1)))
+        socket.send_multipart(wire.encode(CancelRequest("a", 2)))  # nobody asked that
+        socket.send_multipart(wire.encode(PingRequest(3)))
+        replies = []
+        for _ in range(2):
+            assert socket.poll(5000)
+            replies.append(wire.decode(socket.recv_multipart()))
+        assert [(type(r).__name__, r.request_id) for r in replies] == [
+            ("ErrorReply", 1),
+            ("Pong", 3),
+        ]
+        assert replies[0].code == "cancelled"
+        assert other.poll(5000)
+        assert wire.decode(other.recv_multipart()).num_steps == 500
+
+
+def test_cancelling_frees_the_server(policy):
+    request_id = policy.submit(observe(), "open the drawer", budget_s=100.0, num_steps=1000)
+    policy.ping(timeout_s=5.0)  # so the request before it has been taken in
+    policy.cancel(request_id)
+    (error,) = policy.poll(5.0)
+    assert isinstance(error, CancelledError)
+    policy.ping(timeout_s=5.0)
+    assert policy.dropped_replies == 1  # that it was cancelled
+    assert policy.poll() == []
 
 
 def test_ping_is_answered_while_a_model_runs(server, policy):

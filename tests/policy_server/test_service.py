@@ -11,6 +11,7 @@ from client.errors import PolicyError
 from client.messages import (
     ActionChunk,
     ActRequest,
+    CancelRequest,
     ErrorReply,
     Metadata,
     MetadataReply,
@@ -54,8 +55,8 @@ class Encoder:
 
 
 class Rig:
-    def __init__(self, **limits):
-        self.world = World()
+    def __init__(self, fixed_s=0.0, **limits):
+        self.world = World(fixed_s=fixed_s)
         self.encoder = Encoder()
         self.cache = InstructionCache(self.encoder, **limits)
         self.replies = []
@@ -66,7 +67,7 @@ class Rig:
             max_useful_steps=10,
             max_steps=1000,
             defaults=SamplingDefaults(0.5, 0.25, "ddim", "trailing"),
-            limits={"max_waiting": 3, "max_guidance_scale": 100.0},
+            limits={"max_in_flight": 3, "max_guidance_scale": 100.0},
             protocol_version=1,
             backend="simulated",
             server_version="0",
@@ -79,11 +80,15 @@ class Rig:
             lambda address, reply: self.replies.append((address, reply)),
         )
 
-    def act(self, request_id, instruction="known", session="s", **fields):
+    def act(self, request_id, instruction="known", session="s", value=0.25, **fields):
         fields = {"budget_s": 1.0, **fields}
-        observation = {"state": np.full((1, 3), 0.25, np.float32)}
+        observation = {"state": np.full((1, 3), value, np.float32)}
         request = ActRequest(session, request_id, observation, instruction, **fields)
         self.service.handle(session.encode(), request, self.world.clock())
+
+    def cancel(self, request_id, session="s", address=None):
+        address = session.encode() if address is None else address
+        self.service.handle(address, CancelRequest(session, request_id), self.world.clock())
 
     def run(self):
         """Until nothing is left to do."""
@@ -245,18 +250,103 @@ def test_draining_answers_everybody(rig):
 
 
 def test_a_model_that_raises_costs_one_request(rig):
-    rig.act(2, session="a")
+    rig.act(2, session="a", value=0.5)
     rig.act(3, session="b")
-    rig.world.backend.poison = RuntimeError("boom")
-    rig.service.advance()
-    rig.service.advance()
+    rig.act(4, session="c")
+    rig.world.backend.poison = {0.5: RuntimeError("boom")}
+    replies = dict(rig.run())
+    assert (replies[b"a"].code, replies[b"a"].request_id) == ("server_fault", 2)
+    assert "boom" not in replies[b"a"].message
+    assert isinstance(replies[b"b"], ActionChunk)
+    assert isinstance(replies[b"c"], ActionChunk)
+
+
+def test_requests_that_share_calls_say_so_and_are_answered_each_at_its_address():
+    rig = Rig(fixed_s=0.001)  # so that sharing pays
+    rig.act(2)
+    ((_, alone),) = rig.run()
+    assert alone.rows_per_call == 1.0
+    rig.act(3, session="a", num_steps=4, guidance_scale=0.0)
+    rig.act(9, session="b", num_steps=4, guidance_scale=0.0)
+    replies = rig.run()
+    assert sorted((address, r.request_id) for address, r in replies) == [(b"a", 3), (b"b", 9)]
+    assert [r.rows_per_call for _, r in replies] == [2.0, 2.0]
+    rig.cache.close()
+
+
+@pytest.mark.parametrize("calls", [0, 2])
+def test_a_cancelled_request_is_answered_as_that_and_leaves_the_others_alone(rig, calls):
+    rig.act(2, session="a", num_steps=6)
+    rig.act(2, session="b", num_steps=6)
+    for _ in range(calls):
+        rig.service.advance()
+    rig.cancel(2, session="a")
     ((address, reply),) = rig.take()
-    assert (address, reply.code, reply.request_id) == (b"a", "server_fault", 2)
-    assert "boom" not in reply.message
-    rig.world.backend.poison = None
-    ((address, chunk),) = rig.run()
+    assert (address, reply.code, reply.request_id) == (b"a", "cancelled", 2)
+    ((address, reply),) = rig.run()
     assert address == b"b"
-    assert isinstance(chunk, ActionChunk)
+    assert isinstance(reply, ActionChunk)
+    rig.act(2, session="a")  # nothing is left of the old one
+    assert isinstance(rig.run()[0][1], ActionChunk)
+
+
+def test_a_request_that_waits_for_its_instruction_can_be_cancelled():
+    rig = Rig(max_pending=2)
+    rig.encoder.free.clear()
+    for session, instruction in [("z", "held"), ("a", "shared"), ("b", "shared")]:
+        rig.act(1, instruction, session=session)
+    rig.cancel(1, session="a")
+    rig.cancel(1, session="b")
+    replies = rig.take()
+    assert [(a, r.code, r.request_id) for a, r in replies] == [
+        (b"a", "cancelled", 1),
+        (b"b", "cancelled", 1),
+    ]
+    rig.act(2, "another", session="a")  # there is room: nobody waits for "shared" any more
+    rig.encoder.free.set()
+    assert sorted(address for address, _ in rig.run()) == [b"a", b"z"]
+    assert "shared" not in rig.encoder.texts
+    rig.cache.close()
+
+
+def test_cancelling_one_of_two_that_wait_for_an_instruction_leaves_it_to_the_other(rig):
+    rig.encoder.free.clear()
+    rig.act(2, "shared", session="a")
+    rig.act(2, "shared", session="b")
+    rig.cancel(2, session="a")
+    rig.encoder.free.set()
+    replies = dict(rig.run())
+    assert replies[b"a"].code == "cancelled"
+    assert isinstance(replies[b"b"], ActionChunk)
+
+
+def test_cancelling_what_is_not_there_does_nothing(rig):
+    rig.cancel(1)  # answered long ago
+    rig.cancel(2)  # never asked
+    rig.act(2)
+    rig.cancel(3)
+    assert rig.take() == []
+    assert isinstance(rig.run()[0][1], ActionChunk)
+
+
+def test_only_who_asked_may_cancel(rig):
+    rig.encoder.free.clear()
+    rig.act(2, session="a")
+    rig.act(2, "new", session="b")
+    rig.cancel(2, session="a", address=b"somebody else")
+    rig.cancel(2, session="b", address=b"somebody else")
+    assert rig.take() == []
+    rig.encoder.free.set()
+    assert all(isinstance(reply, ActionChunk) for _, reply in rig.run())
+
+
+def test_a_cancelled_request_does_not_hold_up_the_end(rig):
+    rig.act(2, num_steps=1000)
+    rig.service.advance()
+    rig.service.drain()
+    rig.cancel(2)
+    assert rig.service.idle
+    assert [reply.code for _, reply in rig.take()] == ["cancelled"]
 
 
 def test_an_answer_that_is_none_costs_one_request(rig, monkeypatch):

@@ -1,0 +1,81 @@
+"""A DEALER socket on which nothing waits for an absent server; the client's only file with zmq."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import zmq
+
+from client.errors import InvalidRequestError
+from client.wire import Frame
+
+Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
+HIGH_WATER_MARK = 64
+"""Messages that wait in either direction; more is a bug or a dead peer."""
+
+
+class Connection:
+    """Comes back by itself after the server was away; of one thread, like the socket in it."""
+
+    def __init__(self, address: str, max_frame_bytes: int, context: Context | None) -> None:
+        """Begin to connect; returns at once, whether a server is there or not.
+
+        Args:
+            address: as ZeroMQ writes it.
+            max_frame_bytes: a larger frame is never received.
+            context: to share ZeroMQ's threads with other sockets; `close` ends only an own one.
+
+        Raises:
+            InvalidRequestError: the address cannot be one.
+        """
+        self._owns_context = context is None
+        self._context = context or zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        for option, value in (
+            (zmq.LINGER, 0),
+            (zmq.SNDHWM, HIGH_WATER_MARK),
+            (zmq.RCVHWM, HIGH_WATER_MARK),
+            (zmq.MAXMSGSIZE, max_frame_bytes),
+            (zmq.IMMEDIATE, 1),  # nothing piles up for a server that is not there
+            (zmq.RECONNECT_IVL, 50),
+            (zmq.RECONNECT_IVL_MAX, 1000),
+            (zmq.HEARTBEAT_IVL, 1000),  # notices a host that vanished without a goodbye
+            (zmq.HEARTBEAT_TIMEOUT, 3000),
+        ):
+            self._socket.setsockopt(option, value)
+        try:
+            self._socket.connect(address)
+        except zmq.ZMQError as error:
+            self.close()
+            msg = f"address: expected e.g. tcp://127.0.0.1:5555, got {address!r} ({error})"
+            raise InvalidRequestError(msg) from error
+
+    def send(self, frames: Sequence[Frame]) -> bool:
+        """Whether it could be handed over at once; the frames are copied before it returns."""
+        try:
+            self._socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def receive(self) -> list[bytes] | None:
+        """A message that is there already, or None."""
+        try:
+            return self._socket.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+
+    def wait(self, at_most_ms: int) -> None:
+        """Until a message is there."""
+        self._socket.poll(max(0, at_most_ms))
+
+    def wait_connected(self, at_most_ms: int) -> bool:
+        """Whether there is a server to send to, within so long."""
+        return bool(self._socket.poll(max(0, at_most_ms), zmq.POLLOUT))
+
+    def close(self) -> None:
+        """At once; what is still to be sent is dropped."""
+        self._socket.close(linger=0)
+        if self._owns_context:
+            self._context.term()

@@ -1,0 +1,200 @@
+"""Whether a newcomer is admitted, and who gives way to it (pure; microseconds a question)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from client.errors import CannotServeError, DeadlineError, OverloadedError
+from policy_server.allocation import CallPrice, Demand
+from policy_server.backlog import Backlog
+from policy_server.cost_model import CostModel
+from policy_server.planner import StepRange
+from policy_server.requests import EngineRequest, Refusal, RequestKey
+from policy_server.shares import Shares
+
+_CHANGE_OF_MIND_S = 0.005
+"""For so long an admitted request may still give way to one of a session that was served less."""
+_MIN_STEPS_SHARE = 0.9
+"""Of the time that a request has beyond its own work, so much may be promised to others before."""
+_FIXED_SHARE = 0.5
+"""The same for a fixed step count: its work is a wish, and a shorter queue serves as many."""
+_BETTER_SERVED = 0.1
+"""By how much a session's share must be larger for its request to give way."""
+
+
+class Admission:
+    """Decides by what is promised already; the engine tells it what becomes of all that.
+
+    Args:
+        steps: of the checkpoint.
+        cost: calibrated.
+        clock: the engine's.
+        max_in_flight: requests inside at one time.
+    """
+
+    def __init__(
+        self, steps: StepRange, cost: CostModel, clock: Callable[[], float], max_in_flight: int
+    ) -> None:
+        self._steps = steps
+        self._cost = cost
+        self._clock = clock
+        self._max_in_flight = max_in_flight
+        self._waiting: dict[str, EngineRequest] = {}
+        self._recent: deque[EngineRequest] = deque()
+        self._shares = Shares()
+        self._price = CallPrice(cost.per_call_s, cost.per_row_s, 2)
+        self._backlog = Backlog(0.0)
+
+    # ── what has become of requests ──────────────────────────────────────────────────────────────
+
+    def waiting_of(self, session_id: str) -> EngineRequest | None:
+        """The request of a session that is admitted and has not begun."""
+        return self._waiting.get(session_id)
+
+    def begun(self, key: RequestKey) -> None:
+        """It is taken into service, or is no longer inside."""
+        waiting = self._waiting.get(key[0])
+        if waiting is not None and waiting.key == key:
+            del self._waiting[key[0]]
+
+    def answered(self, session_id: str) -> None:
+        """A request of this session was answered."""
+        self._shares.note(session_id, answered=True)
+
+    def rebuild(
+        self, now_s: float, deadline_s: npt.NDArray[np.float64], demand: Demand, price: CallPrice
+    ) -> None:
+        """Start anew from what is inside.
+
+        Args:
+            now_s: engine clock.
+            deadline_s: [requests], rising.
+            demand: of the same requests; late ones are promised nothing.
+            price: of calls from now on.
+        """
+        self._price = price
+        on_time = ~demand.late
+        work_s = (demand.network_rows * demand.fewest)[on_time] * price.row_s
+        self._backlog = Backlog(now_s, deadline_s[on_time].tolist(), work_s.tolist())
+
+    # ── newcomers ────────────────────────────────────────────────────────────────────────────────
+
+    def admit(
+        self, request: EngineRequest, older: EngineRequest | None, inside: int
+    ) -> tuple[CannotServeError | None, Refusal | None]:
+        """Decide on a newcomer.
+
+        Args:
+            request: the newcomer.
+            older: request of its session that has not begun and leaves if this one is admitted.
+            inside: requests in flight.
+
+        Returns:
+            Why it is refused, or None; and a request that gives way to it, if one does.
+        """
+        if not inside:
+            self._backlog = Backlog(self._clock())
+        if older is not None:
+            self._take_back(older)
+        others = inside - (older is not None)
+        error = self._objection(request, others)
+        displaced = None
+        if error is not None and (victim := self._better_served(request)) is not None:
+            self._take_back(victim)
+            if self._objection(request, others - 1) is None:
+                error = None
+                displaced = Refusal(victim, _gives_way())
+                self._shares.note(victim.key[0], answered=False)
+            else:
+                self._promise(victim)
+        if error is None:
+            self._promise(request)
+            self._waiting[request.key[0]] = request
+            self._recent.append(request)
+        else:
+            self._shares.note(request.key[0], answered=False)
+            if older is not None:
+                self._promise(older)
+        return error, displaced
+
+    def deadline_error(self, request: EngineRequest, finish_s: float) -> DeadlineError:
+        """That it could not be done before `finish_s`."""
+        soonest_s = finish_s - request.arrived_s
+        budget_s = request.deadline_s - request.arrived_s
+        return DeadlineError(
+            f"cannot meet deadline: {self._fewest(request)} steps would be done "
+            f"{soonest_s * 1e3:.1f} ms after arrival, the budget is {budget_s * 1e3:.1f} ms; "
+            "allow more or set best_effort",
+            soonest_s=soonest_s,
+        )
+
+    def _objection(self, request: EngineRequest, others: int) -> CannotServeError | None:
+        if others >= self._max_in_flight:
+            return OverloadedError(
+                f"queue: {self._max_in_flight} requests are inside already; send fewer or slower"
+            )
+        if request.best_effort:
+            return None
+        now_s = self._clock()
+        alone_s = self._alone_s(request)
+        to_spare_s = request.deadline_s - now_s - alone_s
+        fixed = request.num_steps is not None
+        if fixed and to_spare_s < 0:
+            return None  # late whatever else is inside; it makes nobody else so
+        backlog = self._backlog
+        ahead_s = max(0.0, backlog.begin_s(request.deadline_s) - now_s)
+        share = _FIXED_SHARE if fixed else _MIN_STEPS_SHARE
+        if ahead_s <= share * to_spare_s and backlog.leaves_all_in_time(
+            request.deadline_s, self._work_s(request)
+        ):
+            return None
+        if fixed:
+            return OverloadedError(
+                f"queue: {ahead_s * 1e3:.1f} ms of work are promised to others; send fewer or "
+                "slower, or leave num_steps to the server"
+            )
+        return self.deadline_error(request, now_s + ahead_s / share + alone_s)
+
+    def _better_served(self, request: EngineRequest) -> EngineRequest | None:
+        """Of the requests that have just been admitted, the one of the best served session."""
+        recent, since_s = self._recent, self._clock() - _CHANGE_OF_MIND_S
+        while recent and recent[0].arrived_s < since_s:
+            recent.popleft()
+        least = self._shares.of(request.key[0]) + _BETTER_SERVED
+        best = None
+        for other in recent:
+            share = self._shares.of(other.key[0])
+            if share > least and self._waiting.get(other.key[0]) is other and not other.best_effort:
+                best, least = other, share
+        return best
+
+    # ── work ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _fewest(self, request: EngineRequest) -> int:
+        return request.num_steps or self._steps.min_steps
+
+    def _alone_s(self, request: EngineRequest) -> float:
+        """From its beginning to its reply if nobody else were there."""
+        cost, price = self._cost, self._price
+        call_s = price.per_call_s + price.per_row_s * request.network_rows
+        return cost.encode.estimate_s + self._fewest(request) * call_s + cost.finish.estimate_s
+
+    def _work_s(self, request: EngineRequest) -> float:
+        """Its share of full calls."""
+        return self._fewest(request) * request.network_rows * self._price.row_s
+
+    def _promise(self, request: EngineRequest) -> None:
+        self._backlog.add(request.deadline_s, self._work_s(request))
+
+    def _take_back(self, request: EngineRequest) -> None:
+        self._backlog.remove(request.deadline_s, self._work_s(request))
+
+
+def _gives_way() -> OverloadedError:
+    return OverloadedError(
+        "queue: gave way to a robot that has been served less of late; send fewer or slower"
+    )

@@ -1,0 +1,161 @@
+"""Who gets how many steps, and who takes part in the next network call (pure arithmetic).
+
+Arrays are over requests in order of their deadlines. A call of n network rows takes f + g·n seconds
+and has at most R rows. `late` requests cannot be in time whatever is done, so they yield to all
+others (earliest deadline first would let one late request make all after it late, too).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+_MOST_LEVELS = 32
+
+
+@dataclass(frozen=True)
+class CallPrice:
+    """A call's price now.
+
+    Attributes:
+        per_call_s: f.
+        per_row_s: g.
+        max_rows: R.
+    """
+
+    per_call_s: float
+    per_row_s: float
+    max_rows: int
+
+    def step_s(self, network_rows: Ints) -> Floats:
+        """Of a step in a call of its own, for requests with so many rows each."""
+        return np.asarray(self.per_call_s + self.per_row_s * network_rows, np.float64)
+
+    @property
+    def row_s(self) -> float:
+        """Of a row in a call that is full."""
+        return self.per_row_s + self.per_call_s / self.max_rows
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What the requests in flight need, in order of their deadlines; every array is [requests].
+
+    Attributes:
+        network_rows: of one step.
+        executed: steps done.
+        fewest: steps that each must still have, at least 1.
+        most: steps of use, at least `fewest`.
+        time_left_s: until each must be done.
+        late: it cannot be in time whatever is done.
+        overdue: it is late and has been passed over for too long.
+    """
+
+    network_rows: Ints
+    executed: Ints
+    fewest: Ints
+    most: Ints
+    time_left_s: Floats
+    late: Bools
+    overdue: Bools
+
+
+def allocate_steps(demand: Demand, spare_s: float, queue_share: float, price: CallPrice) -> Ints:
+    """Steps still to do of each request, such that all are in time if they can be.
+
+    Everybody gets the same number of steps in all, its *level*, as far as that is possible: those
+    that are due before some deadline must share the time until then, which bounds their level, and
+    whoever is due later may have a higher one. Late ones get the fewest.
+
+    Args:
+        demand: of all in flight.
+        spare_s: to be kept free before each deadline, as far as steps beyond the fewest go.
+        queue_share: of the time that a request has beyond its own work, so much may go to steps of
+            others before it. With all of it a standing queue would grow until every answer came
+            just before its deadline, with no more answers a second: from old observations, and
+            with no room for the next stall.
+        price: of the calls.
+    """
+    late, fewest, most = demand.late, demand.fewest, demand.most
+    level = np.full(len(late), _LARGE)
+    on_time = np.flatnonzero(~late)
+    if len(on_time):
+        rows, done = demand.network_rows[on_time], demand.executed[on_time]
+        low, high = fewest[on_time], most[on_time]
+        left_s = demand.time_left_s[on_time] - spare_s
+        if _fits(rows, high, left_s, queue_share, price).all():
+            return np.where(late, fewest, most)
+        levels = _levels(int((done + low).min()), int((done + high).max()))
+        steps = np.clip(levels[:, None] - done, low, high)
+        fits = _fits(rows, steps, left_s, queue_share, price)
+        highest = np.maximum(fits.cumprod(axis=0).sum(axis=0) - 1, 0)
+        # whoever is due earlier is part of all that is due later
+        shared = np.minimum.accumulate(highest[::-1])[::-1]
+        level[on_time] = levels[shared]
+    return np.where(late, fewest, np.clip(level - demand.executed, fewest, most))
+
+
+_LARGE = np.int64(1 << 40)
+
+
+def _levels(low: int, high: int) -> Ints:
+    """Numbers of steps to consider: all, or where these are many, with equal ratios."""
+    if high - low < _MOST_LEVELS:
+        return np.arange(low, high + 1)
+    return np.unique(np.geomspace(low, high, _MOST_LEVELS).round().astype(np.int64))
+
+
+def _fits(
+    rows: Ints, steps: Ints, time_left_s: Floats, queue_share: float, price: CallPrice
+) -> Bools:
+    """Whether each would be done in good time, along the last axis, if none due later took part."""
+    total_rows = np.cumsum(rows * steps, axis=-1)
+    calls = np.maximum(np.maximum.accumulate(steps, axis=-1), total_rows / price.max_rows)
+    done_s = price.per_call_s * calls + price.per_row_s * total_rows
+    alone_s = steps * price.step_s(rows)
+    fits: Bools = done_s - alone_s <= queue_share * (time_left_s - alone_s)
+    return fits
+
+
+def choose_rows(demand: Demand, steps_left: Ints, price: CallPrice) -> npt.NDArray[np.intp]:
+    """Which requests take part in the next call: the more the better, as long as nobody suffers.
+
+    Earliest deadline first while a bound (Graham 1966) says that nobody will be late; otherwise
+    latest possible start first, which is best for equal calls (Brucker, Garey & Johnson 1977).
+    A call is filled up in that order until it is full or would be too slow for somebody in it.
+    Overdue requests go first, so that nobody is passed over for ever, other late ones last.
+
+    Args:
+        demand: of all in flight, at least one.
+        steps_left: of each, at least 1.
+        price: of the calls.
+
+    Returns:
+        Indices of at least one request, most urgent first.
+    """
+    network_rows, time_left_s, late = demand.network_rows, demand.time_left_s, demand.late
+    all_rows = int(network_rows.sum())
+    if all_rows <= price.max_rows:
+        together_s = steps_left * (price.per_call_s + price.per_row_s * all_rows)
+        if ((together_s <= time_left_s) | late).all():
+            return np.arange(len(steps_left))
+    alone_s = steps_left * price.step_s(network_rows)
+    row_steps = network_rows * steps_left
+    before_s = (np.cumsum(row_steps) - row_steps) * price.row_s
+    if (before_s + alone_s <= time_left_s)[~late].all():
+        order = np.lexsort((late, ~demand.overdue))
+    else:
+        start_s = np.where(late, time_left_s, time_left_s - alone_s)
+        order = np.lexsort((start_s, late, ~demand.overdue))
+    rows = np.cumsum(network_rows[order])
+    call_s = price.per_call_s + price.per_row_s * rows
+    hurried = ~late[order] & ~demand.overdue[order]
+    allowed_s = np.where(hurried, time_left_s[order] / steps_left[order], np.inf)
+    fits = (rows <= price.max_rows) & (call_s <= np.minimum.accumulate(allowed_s))
+    return order[: max(1, int(fits.cumprod().sum()))]

@@ -1,0 +1,146 @@
+"""All requests inside the engine as rows of preallocated arrays, one slot each.
+
+What a network call needs of a request lies in arrays, so that gathering, updating and planning for
+all of them are a few vector operations, and nothing is allocated per request and step.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from models.samplers import draw_noise
+from policy_server.backends.protocol import StepBuffers
+from policy_server.planner import Plan
+from policy_server.requests import EngineRequest
+
+Slots = npt.NDArray[np.intp]
+
+
+class InFlight:
+    """Slots 0 .. size − 1.
+
+    Attributes:
+        request: by slot; None where it is free.
+        used: bool [size].
+        begun: bool [size], encoded and in possession of a plan.
+        deadline_s: float64 [size].
+        network_rows: int64 [size], of one step.
+        fixed: bool [size], the client named the step count.
+        patient: bool [size], answered however late.
+        steps_left: int64 [size], of the plan; for one that has not begun, fixed or 0.
+        executed: int64 [size], steps done.
+        last_call: int64 [size], number of the network call that it was last in.
+        shared: int64 [size], sum over its calls of the requests in them.
+        begun_s, encoded_s: float64 [size], instants.
+        x_t: float32 [size, horizon, action_dim].
+    """
+
+    def __init__(self, size: int, chunk_shape: tuple[int, int], max_steps: int) -> None:
+        self.size = size
+        self.request: list[EngineRequest | None] = [None] * size
+        self.used = np.zeros(size, bool)
+        self.begun = np.zeros(size, bool)
+        self.deadline_s = np.zeros(size)
+        self.network_rows = np.zeros(size, np.int64)
+        self.fixed = np.zeros(size, bool)
+        self.patient = np.zeros(size, bool)
+        self.steps_left = np.zeros(size, np.int64)
+        self.executed = np.zeros(size, np.int64)
+        self.last_call = np.zeros(size, np.int64)
+        self.shared = np.zeros(size, np.int64)
+        self.begun_s = np.zeros(size)
+        self.encoded_s = np.zeros(size)
+        self.x_t = np.zeros((size, *chunk_shape), np.float32)
+        self._x0_prev = np.zeros((size, *chunk_shape), np.float32)
+        self._guidance_scale = np.zeros(size, np.float32)
+        self._random = np.zeros(size, bool)
+        self._position = np.zeros(size, np.int64)
+        self._timesteps = np.zeros((size, max_steps), np.int64)
+        self._coefficients = np.zeros((size, max_steps, 4), np.float32)
+        self._executed_timesteps = np.zeros((size, max_steps), np.int64)
+        self._free = list(range(size - 1, -1, -1))
+
+    def slots(self) -> Slots:
+        """Those in use, in no particular order."""
+        return np.flatnonzero(self.used)
+
+    def requests(self, slots: Slots) -> list[EngineRequest]:
+        """The requests in these slots."""
+        return [r for slot in slots.tolist() if (r := self.request[slot]) is not None]
+
+    def add(self, request: EngineRequest, call: int) -> int:
+        """Put a request into a free slot; `call` is the number of the latest network call."""
+        slot = self._free.pop()
+        self.request[slot] = request
+        self.used[slot] = True
+        self.begun[slot] = False
+        self.deadline_s[slot] = request.deadline_s
+        self.network_rows[slot] = request.network_rows
+        self.fixed[slot] = request.num_steps is not None
+        self.patient[slot] = request.patient
+        self.steps_left[slot] = request.num_steps or 0
+        self.executed[slot] = 0
+        self.last_call[slot] = call
+        self.shared[slot] = 0
+        self._guidance_scale[slot] = request.guidance_scale
+        self._random[slot] = request.eta != 0
+        return slot
+
+    def remove(self, slot: int) -> None:
+        """Free a slot."""
+        self.request[slot] = None
+        self.used[slot] = False
+        self._free.append(slot)
+
+    def begin(self, slot: int, plan: Plan, noise: npt.NDArray[np.float32]) -> None:
+        """Start denoising from `noise`, a draw like x_t."""
+        self.begun[slot] = True
+        self.x_t[slot] = noise
+        self._x0_prev[slot] = 0
+        self.set_plan(slot, plan)
+
+    def set_plan(self, slot: int, plan: Plan) -> None:
+        """Replace the steps still to do."""
+        count = len(plan.timesteps)
+        self._timesteps[slot, :count] = plan.timesteps
+        self._coefficients[slot, :count] = plan.coefficients
+        self._position[slot] = 0
+        self.steps_left[slot] = count
+
+    def next_timestep(self, slot: int) -> int:
+        """Timestep of the sample now."""
+        return int(self._timesteps[slot, self._position[slot]])
+
+    def executed_timesteps(self, slot: int) -> tuple[int, ...]:
+        """First to last."""
+        return tuple(self._executed_timesteps[slot, : self.executed[slot]].tolist())
+
+    def load(self, slots: Slots, buffers: StepBuffers) -> int:
+        """Fill the inputs of a call with the next step of each; return its network rows."""
+        count = len(slots)
+        position = self._position[slots]
+        timesteps, coefficients = buffers.timesteps[:count], buffers.coefficients[:count]
+        timesteps[:] = self._timesteps[slots, position]
+        coefficients[:] = self._coefficients[slots, position]
+        np.take(self.x_t, slots, 0, out=buffers.x_t[:count], mode="clip")
+        np.take(self._x0_prev, slots, 0, out=buffers.x0_prev[:count], mode="clip")
+        for row in np.flatnonzero(self._random[slots]).tolist():
+            request = self.request[slots[row]]
+            if request is not None and coefficients[row, 3] != 0:
+                shape = buffers.noise[row].shape
+                buffers.noise[row] = draw_noise(request.seed, int(timesteps[row]), shape)
+        return buffers.lay_out(self._guidance_scale[slots], slots)
+
+    def store(self, slots: Slots, buffers: StepBuffers, call: int) -> None:
+        """Take over what call number `call` brought."""
+        count = len(slots)
+        self.x_t[slots] = buffers.x_prev[:count]
+        self._x0_prev[slots] = buffers.x0[:count]
+        executed = self.executed[slots]
+        self._executed_timesteps[slots, executed] = buffers.timesteps[:count]
+        self.executed[slots] = executed + 1
+        self._position[slots] += 1
+        self.steps_left[slots] -= 1
+        self.last_call[slots] = call
+        self.shared[slots] += count
