@@ -155,7 +155,7 @@ class CancelRequest:
         """Check both fields."""
         try:
             text("session_id", self.session_id, MAX_SESSION_ID_BYTES)
-            integer("request_id", self.request_id, 0)
+            vars(self)["request_id"] = integer("request_id", self.request_id, 0)
         except ValueError as error:
             # without the number: an error that had it would pass for the act request's answer
             raise InvalidRequestError(str(error)) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 
 import numpy as np
@@ -17,7 +16,7 @@ from policy_server.requests import EngineRequest, Refusal, RequestKey
 from policy_server.shares import Shares
 
 _CHANGE_OF_MIND_S = 0.005
-"""For so long an admitted request may still give way to one of a session that was served less."""
+"""For so long after its arrival a request may give way to one of a session that was served less."""
 _MIN_STEPS_SHARE = 0.9
 """Of the time that a request has beyond its own work, so much may be promised to others before."""
 _FIXED_SHARE = 0.5
@@ -44,8 +43,8 @@ class Admission:
         self._clock = clock
         self._max_in_flight = max_in_flight
         self._waiting: dict[str, EngineRequest] = {}
-        self._recent: deque[EngineRequest] = deque()
         self._shares = Shares()
+        self._late = 0
         self._price = CallPrice(cost.per_call_s, cost.per_row_s, 2)
         self._backlog = Backlog(0.0)
 
@@ -65,6 +64,10 @@ class Admission:
         """A request of this session was answered."""
         self._shares.note(session_id, answered=True)
 
+    def refused(self, session_id: str) -> None:
+        """A request of this session got nothing."""
+        self._shares.note(session_id, answered=False)
+
     def rebuild(
         self, now_s: float, deadline_s: npt.NDArray[np.float64], demand: Demand, price: CallPrice
     ) -> None:
@@ -77,6 +80,7 @@ class Admission:
             price: of calls from now on.
         """
         self._price = price
+        self._late = int(np.count_nonzero(demand.late))
         on_time = ~demand.late
         work_s = (demand.network_rows * demand.fewest)[on_time] * price.row_s
         self._backlog = Backlog(now_s, deadline_s[on_time].tolist(), work_s.tolist())
@@ -97,27 +101,29 @@ class Admission:
             Why it is refused, or None; and a request that gives way to it, if one does.
         """
         if not inside:
-            self._backlog = Backlog(self._clock())
-        if older is not None:
-            self._take_back(older)
+            self._backlog, self._late = Backlog(self._clock()), 0
+        taken_back = older is not None and self._take_back(older)
         others = inside - (older is not None)
         error = self._objection(request, others)
         displaced = None
         if error is not None and (victim := self._better_served(request)) is not None:
-            self._take_back(victim)
+            promised = self._take_back(victim)
             if self._objection(request, others - 1) is None:
                 error = None
                 displaced = Refusal(victim, _gives_way())
-                self._shares.note(victim.key[0], answered=False)
-            else:
+                self.refused(victim.key[0])
+            elif promised:
                 self._promise(victim)
         if error is None:
-            self._promise(request)
+            if self._spare_s(request) >= 0:
+                self._promise(request)
+            else:
+                self._late += 1
+            self._waiting.pop(request.key[0], None)  # so that the dict is in order of admission
             self._waiting[request.key[0]] = request
-            self._recent.append(request)
         else:
-            self._shares.note(request.key[0], answered=False)
-            if older is not None:
+            self.refused(request.key[0])
+            if older is not None and taken_back:
                 self._promise(older)
         return error, displaced
 
@@ -137,38 +143,39 @@ class Admission:
             return OverloadedError(
                 f"queue: {self._max_in_flight} requests are inside already; send fewer or slower"
             )
-        if request.best_effort:
-            return None
-        now_s = self._clock()
-        alone_s = self._alone_s(request)
-        to_spare_s = request.deadline_s - now_s - alone_s
-        fixed = request.num_steps is not None
-        if fixed and to_spare_s < 0:
-            return None  # late whatever else is inside; it makes nobody else so
-        backlog = self._backlog
-        ahead_s = max(0.0, backlog.begin_s(request.deadline_s) - now_s)
-        share = _FIXED_SHARE if fixed else _MIN_STEPS_SHARE
-        if ahead_s <= share * to_spare_s and backlog.leaves_all_in_time(
-            request.deadline_s, self._work_s(request)
-        ):
-            return None
-        if fixed:
+        spare_s = self._spare_s(request)
+        if request.patient and spare_s < 0:
+            # late whatever else is inside, so it yields to all others, but not its slot
+            crowded = self._late >= max(1, self._max_in_flight // 2)
+            return OverloadedError(f"queue: {self._late} are late already") if crowded else None
+        return None if request.best_effort else self._lateness(request, spare_s)
+
+    def _lateness(self, request: EngineRequest, spare_s: float) -> CannotServeError | None:
+        """Why this request, or one that is inside already, would be late."""
+        ahead_s = max(0.0, self._backlog.begin_s(request.deadline_s) - self._clock())
+        share = _MIN_STEPS_SHARE if request.num_steps is None else _FIXED_SHARE
+        if ahead_s > share * spare_s:
+            if request.num_steps is None:
+                soonest_s = request.deadline_s - spare_s + ahead_s / share
+                return self.deadline_error(request, soonest_s)
             return OverloadedError(
                 f"queue: {ahead_s * 1e3:.1f} ms of work are promised to others; send fewer or "
                 "slower, or leave num_steps to the server"
             )
-        return self.deadline_error(request, now_s + ahead_s / share + alone_s)
+        if self._backlog.leaves_all_in_time(request.deadline_s, self._work_s(request)):
+            return None
+        return OverloadedError("queue: others would be late that are due later; send fewer")
 
     def _better_served(self, request: EngineRequest) -> EngineRequest | None:
         """Of the requests that have just been admitted, the one of the best served session."""
-        recent, since_s = self._recent, self._clock() - _CHANGE_OF_MIND_S
-        while recent and recent[0].arrived_s < since_s:
-            recent.popleft()
+        since_s = self._clock() - _CHANGE_OF_MIND_S
         least = self._shares.of(request.key[0]) + _BETTER_SERVED
         best = None
-        for other in recent:
+        for other in reversed(self._waiting.values()):
+            if other.arrived_s < since_s:
+                break
             share = self._shares.of(other.key[0])
-            if share > least and self._waiting.get(other.key[0]) is other and not other.best_effort:
+            if share > least and not other.best_effort and other.key[0] != request.key[0]:
                 best, least = other, share
         return best
 
@@ -187,11 +194,15 @@ class Admission:
         """Its share of full calls."""
         return self._fewest(request) * request.network_rows * self._price.row_s
 
+    def _spare_s(self, request: EngineRequest) -> float:
+        """Of its time, what would be left if nobody else were there."""
+        return request.deadline_s - self._clock() - self._alone_s(request)
+
     def _promise(self, request: EngineRequest) -> None:
         self._backlog.add(request.deadline_s, self._work_s(request))
 
-    def _take_back(self, request: EngineRequest) -> None:
-        self._backlog.remove(request.deadline_s, self._work_s(request))
+    def _take_back(self, request: EngineRequest) -> bool:
+        return self._backlog.remove(request.deadline_s, self._work_s(request))
 
 
 def _gives_way() -> OverloadedError:

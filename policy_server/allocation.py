@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+_ROUNDING_S = 1e-9
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 _MOST_LEVELS = 32
+"""Beyond this the steps that are tried lie a few percent apart: all at once stay a small matrix."""
 
 
 @dataclass(frozen=True)
@@ -83,25 +85,26 @@ def allocate_steps(demand: Demand, spare_s: float, queue_share: float, price: Ca
         price: of the calls.
     """
     late, fewest, most = demand.late, demand.fewest, demand.most
-    level = np.full(len(late), _LARGE)
+    level = np.full(len(late), np.iinfo(np.int64).max // 2)
     on_time = np.flatnonzero(~late)
     if len(on_time):
         rows, done = demand.network_rows[on_time], demand.executed[on_time]
         low, high = fewest[on_time], most[on_time]
-        left_s = demand.time_left_s[on_time] - spare_s
-        if _fits(rows, high, left_s, queue_share, price).all():
+        left_s = demand.time_left_s[on_time] - np.where(low < high, spare_s, 0.0)
+        elastic = low < high
+        if not elastic.any() or _fits(rows, high, left_s, queue_share, price).all():
             return np.where(late, fewest, most)
-        levels = _levels(int((done + low).min()), int((done + high).max()))
+        levels = _levels(int((done + low)[elastic].min()), int((done + high)[elastic].max()))
         steps = np.clip(levels[:, None] - done, low, high)
         fits = _fits(rows, steps, left_s, queue_share, price)
-        highest = np.maximum(fits.cumprod(axis=0).sum(axis=0) - 1, 0)
+        counted = fits.cumprod(axis=0).sum(axis=0)
+        # a fixed count that fits at no level is late whatever the others get: they do not give way
+        hopeless = (counted == 0) & ~elastic
+        highest = np.where(hopeless, len(levels), np.maximum(counted, 1)) - 1
         # whoever is due earlier is part of all that is due later
         shared = np.minimum.accumulate(highest[::-1])[::-1]
         level[on_time] = levels[shared]
     return np.where(late, fewest, np.clip(level - demand.executed, fewest, most))
-
-
-_LARGE = np.int64(1 << 40)
 
 
 def _levels(low: int, high: int) -> Ints:
@@ -119,7 +122,8 @@ def _fits(
     calls = np.maximum(np.maximum.accumulate(steps, axis=-1), total_rows / price.max_rows)
     done_s = price.per_call_s * calls + price.per_row_s * total_rows
     alone_s = steps * price.step_s(rows)
-    fits: Bools = done_s - alone_s <= queue_share * (time_left_s - alone_s)
+    to_spare_s = time_left_s - alone_s
+    fits: Bools = (to_spare_s >= 0) & (done_s - alone_s <= queue_share * to_spare_s + _ROUNDING_S)
     return fits
 
 

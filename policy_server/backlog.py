@@ -24,6 +24,7 @@ class Backlog:
         self, now_s: float, deadlines_s: Sequence[float] = (), work_s: Sequence[float] = ()
     ) -> None:
         self._deadlines_s = list(deadlines_s)
+        self._work_s = list(work_s)
         # when all work up to each will be done; in front, when it begins
         self._done_s = list(accumulate(work_s, initial=now_s))
 
@@ -41,11 +42,16 @@ class Backlog:
         """Promise one more."""
         index = bisect_right(self._deadlines_s, deadline_s)
         self._deadlines_s.insert(index, deadline_s)
+        self._work_s.insert(index, work_s)
         self._done_s[index + 1 :] = [d + work_s for d in self._done_s[index:]]
 
-    def remove(self, deadline_s: float, work_s: float) -> None:
-        """Take back a promise; one that was never made is none."""
+    def remove(self, deadline_s: float, work_s: float) -> bool:
+        """Take back a promise; False if it was not made."""
         index = bisect_right(self._deadlines_s, deadline_s) - 1
-        if index >= 0 and self._deadlines_s[index] == deadline_s:
-            del self._deadlines_s[index]
-            self._done_s[index + 1 :] = [d - work_s for d in self._done_s[index + 2 :]]
+        while index >= 0 and self._deadlines_s[index] == deadline_s:
+            if self._work_s[index] == work_s:
+                del self._deadlines_s[index], self._work_s[index]
+                self._done_s[index + 1 :] = [d - work_s for d in self._done_s[index + 2 :]]
+                return True
+            index -= 1
+        return False

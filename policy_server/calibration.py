@@ -80,6 +80,7 @@ def warm_up(
     observation: Mapping[str, npt.NDArray[Any]],
     clock: Callable[[], float],
     *,
+    max_in_flight: int,
     eta: float,
 ) -> list[Outcome]:
     """Run requests through every code path, more at a time each round.
@@ -88,6 +89,7 @@ def warm_up(
         engine: with nothing inside.
         observation: any valid one.
         clock: the engine's.
+        max_in_flight: requests inside at one time.
         eta: of every second request; 0 where the sampler takes no other.
 
     Returns:
@@ -95,7 +97,7 @@ def warm_up(
     """
     outcomes: list[Outcome] = []
     for number in range(_WARM_UP_ROUNDS):
-        for robot in range(number + 1):
+        for robot in range(min(number + 1, max_in_flight)):
             request = EngineRequest(
                 key=(f"warm-up {robot}", number),
                 observation=observation,

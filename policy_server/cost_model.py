@@ -2,7 +2,8 @@
 
 From the end of one call to the end of the next, with n network rows, it takes
 (fixed + per_row·n)·slowdown + between. The line comes from calibration, `slowdown` follows what the
-machine does meanwhile, and `between` is what the engine and the reactor do between two calls. Sums
+machine does meanwhile, and `between` is whatever is done between two calls (taking requests in,
+encoding, planning, answering). Sums
 of many calls are what plans are made of, so durations are judged in stretches of several calls: a
 high quantile of sums, not a sum of high quantiles. The few large pauses that a scheduler or a
 neighbour causes are kept apart, as `stall_s`: a plan allows for one of them. Pure: it is told
@@ -23,6 +24,7 @@ _STRETCH_S = 0.002
 _PACE_QUANTILE = 0.8
 _STALL_QUANTILE = 0.99
 _REFRESH_EVERY = 8
+_TINY_S = 1e-9
 
 
 def quantile(ordered: Sequence[float], q: float) -> float:
@@ -114,7 +116,7 @@ class CostModel:
             loss: how much more a row may cost than it would in an endless call. Beyond that a
                 larger call gains nothing, and whoever is due first waits for it.
         """
-        row_s = max(self.per_row_s, 1e-12)
+        row_s = max(self.per_row_s, _TINY_S)
         pays = self.per_call_s / (loss * row_s)
         fits = (max_call_s - self._fixed_s * self.slowdown) / row_s
         return max(1, int(min(pays, fits, 1e6)))
@@ -142,7 +144,7 @@ class CostModel:
             self._slowdown.usual * stretch.predicted_s + self._between_s.usual * stretch.calls
         )
         self._pauses_s.append(max(0.0, stretch.passed_s - expected_s))
-        self._slowdown.observe(stretch.call_s / stretch.predicted_s)
+        self._slowdown.observe(stretch.call_s / max(stretch.predicted_s, _TINY_S))
         self._between_s.observe(between_s)
         self._count += 1
         if self._count % _REFRESH_EVERY == 0:

@@ -8,6 +8,7 @@ are allocated again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -50,12 +51,22 @@ class EngineLimits:
     """What bounds the engine.
 
     Attributes:
-        max_call_s: no network call should take longer, so that nobody waits long to be looked at.
+        max_call_s: no call of several requests should take longer, so that nobody waits long to be
+            looked at; one request's step is made however long it takes.
         max_in_flight: requests inside at one time; more are refused at once.
     """
 
-    max_call_s: float = 0.003
-    max_in_flight: int = 128
+    max_call_s: float
+    max_in_flight: int
+
+    def __post_init__(self) -> None:
+        """Check ranges, naming the field."""
+        if not 0 < self.max_call_s < math.inf:
+            msg = f"max_call_s: expected more than 0, got {self.max_call_s:g}"
+            raise ValueError(msg)
+        if self.max_in_flight < 1:
+            msg = f"max_in_flight: expected at least 1, got {self.max_in_flight}"
+            raise ValueError(msg)
 
 
 class Engine:
@@ -137,20 +148,19 @@ class Engine:
         return [self._refuse(r.key, OverloadedError(SHUTTING_DOWN)) for r in waiting]
 
     def fail(self, error: ServerFaultError) -> list[Refusal]:
-        """What `advance` raised on is found out by trying each of that call alone.
+        """After `advance` has raised: the requests of that call are tried again, one by one.
 
         Returns:
-            The request to blame, as soon as it is known; all others are served as if nothing was.
+            The request to blame, when it has failed alone; all others are served as if nothing
+            was. All that are inside, if it was not in a call.
         """
         in_call, self._in_call = self._in_call, []
         self._call_ended_s = None
-        rows = self._rows
-        blamed = in_call or rows.slots().tolist()  # outside of a call: nobody knows who
         if len(in_call) > 1:
-            # done already, so that there is nothing to try again
-            blamed = [slot for slot in in_call if rows.begun[slot] and not rows.steps_left[slot]]
             self._suspects.update(in_call)
-        return [self._refuse(r.key, error) for r in rows.requests(np.array(blamed, np.intp))]
+            return []
+        blamed = np.array(in_call, np.intp) if in_call else self._rows.slots()
+        return [self._refuse(request.key, error) for request in self._rows.requests(blamed)]
 
     def _release(self, key: RequestKey) -> None:
         slot = self._slot_of.pop(key)
@@ -174,12 +184,10 @@ class Engine:
         outcomes = self._refuse_expired(now_s, price)
         if outcomes or not self._slot_of:  # told before a call that might fail
             return outcomes
-        if self._call_ended_s is None:
-            self._call_ended_s = now_s
         chosen = self._choose(now_s, price)
         self._in_call = chosen.tolist()
         self._begin(chosen, now_s)
-        self._step(chosen)
+        self._step(chosen, now_s if self._call_ended_s is None else self._call_ended_s)
         outcomes += self._finish(chosen)
         self._suspects.difference_update(self._in_call)
         self._in_call = []
@@ -194,12 +202,13 @@ class Engine:
         needed_s = self._planner.steps.min_steps * price.step_s(rows.network_rows[waiting])
         finish_s = now_s + self._cost.encode.estimate_s + needed_s + self._cost.finish.estimate_s
         expired = np.flatnonzero(finish_s > rows.deadline_s[waiting])
-        return [
-            self._refuse(request.key, self._admission.deadline_error(request, float(finish)))
-            for request, finish in zip(
-                rows.requests(waiting[expired]), finish_s[expired], strict=True
-            )
-        ]
+        outcomes: list[Outcome] = []
+        for i in expired.tolist():
+            (request,) = rows.requests(waiting[i : i + 1])
+            error = self._admission.deadline_error(request, float(finish_s[i]))
+            self._admission.refused(request.key[0])
+            outcomes.append(self._refuse(request.key, error))
+        return outcomes
 
     def _choose(self, now_s: float, price: CallPrice) -> Slots:
         """Allocate steps to all, and pick those that take part in the next call."""
@@ -210,7 +219,7 @@ class Engine:
         self._admission.rebuild(now_s, rows.deadline_s[slots], demand, price)
         given = demand.fewest
         if steps.max_useful_steps > steps.min_steps and not rows.fixed[slots].all():
-            free = 1 - len(slots) / rows.size
+            free = 1 - (len(slots) - 1) / rows.size
             queue_share = _QUEUE_SHARE * min(1.0, free / _SCARCE)
             given = allocate_steps(demand, self._cost.stall_s, queue_share, price)
         if self._suspects:
@@ -219,7 +228,8 @@ class Engine:
             chosen = choose_rows(demand, given, price)
         # encoding, too, must not keep others waiting
         fresh = np.cumsum(~rows.begun[slots[chosen]])
-        if fresh[-1] > (most := max(1, self._limits.max_call_s // self._cost.encode.estimate_s)):
+        encode_s = max(self._cost.encode.estimate_s, 1e-9)
+        if fresh[-1] > (most := max(1, self._limits.max_call_s // encode_s)):
             chosen = chosen[(fresh <= most) | rows.begun[slots[chosen]]]
         self._plan_again(slots[chosen], given[chosen])
         return slots[chosen]
@@ -241,7 +251,7 @@ class Engine:
         return CallPrice(
             cost.per_call_s,
             cost.per_row_s,
-            max(2, cost.efficient_rows(self._limits.max_call_s, _LOSS)),
+            max(2, cost.efficient_rows(self._limits.max_call_s, _LOSS)),  # one guided request
         )
 
     def _plan_again(self, slots: Slots, given: npt.NDArray[np.int64]) -> None:
@@ -249,7 +259,7 @@ class Engine:
         rows = self._rows
         left = rows.steps_left[slots]
         stretch = given >= left + np.maximum(1, _WORTH * left)
-        changed = np.flatnonzero(rows.begun[slots] & ((given < left) | stretch))
+        changed = np.flatnonzero(rows.begun[slots] & (left > 0) & ((given < left) | stretch))
         for slot, count in zip(slots[changed].tolist(), given[changed].tolist(), strict=True):
             request = rows.request[slot]
             assert request is not None
@@ -270,27 +280,29 @@ class Engine:
         self._backend.encode(
             slots, [r.observation for r in requests], [r.instruction for r in requests]
         )
+        encoded_s = self._clock()
         last, shape = self._planner.steps.max_steps, rows.x_t.shape[1:]
         for slot, request in zip(slots, requests, strict=True):
             plan = self._planner.plan(int(rows.steps_left[slot]), last - 1, request.eta)
-            rows.begin(slot, plan, draw_noise(request.seed, last, shape))
+            noise = draw_noise(request.seed, last, shape)
+            rows.begin(slot, plan, noise, begun_s=now_s, encoded_s=encoded_s)
             self._admission.begun(request.key)
-        encoded_s = self._clock()
-        rows.begun_s[fresh] = now_s
-        rows.encoded_s[fresh] = encoded_s
         self._cost.encode.observe((encoded_s - now_s) / len(slots))
 
-    def _step(self, chosen: Slots) -> None:
-        """One denoising step of each, in one network call."""
+    def _step(self, chosen: Slots, since_s: float) -> None:
+        """One denoising step of each, in one network call; `since_s` is the end of the last one."""
         rows, buffers = self._rows, self._backend.buffers
+        if self._suspects:  # one that failed after its last step has none to repeat
+            chosen = chosen[rows.steps_left[chosen] > 0]
+            if not len(chosen):
+                return
         network_rows = rows.load(chosen, buffers)
         begun_s = self._clock()
         self._backend.step(len(chosen), network_rows)
         ended_s = self._clock()
         self._calls += 1
         rows.store(chosen, buffers, self._calls)
-        before_s = begun_s if self._call_ended_s is None else self._call_ended_s
-        self._cost.observe_call(network_rows, ended_s - begun_s, ended_s - before_s)
+        self._cost.observe_call(network_rows, ended_s - begun_s, ended_s - since_s)
         self._call_ended_s = ended_s
 
     def _finish(self, chosen: Slots) -> list[Outcome]:
@@ -313,6 +325,7 @@ class Engine:
             else:
                 error = ServerFaultError("the model produced a non-finite action; nothing was sent")
                 outcomes.append(Refusal(request, error))
+                self._admission.refused(request.key[0])
             self._release(request.key)
         return outcomes
 

@@ -83,6 +83,7 @@ class InFlight:
         self.executed[slot] = 0
         self.last_call[slot] = call
         self.shared[slot] = 0
+        self.begun_s[slot] = self.encoded_s[slot] = 0.0
         self._guidance_scale[slot] = request.guidance_scale
         self._random[slot] = request.eta != 0
         return slot
@@ -93,9 +94,19 @@ class InFlight:
         self.used[slot] = False
         self._free.append(slot)
 
-    def begin(self, slot: int, plan: Plan, noise: npt.NDArray[np.float32]) -> None:
+    def begin(
+        self,
+        slot: int,
+        plan: Plan,
+        noise: npt.NDArray[np.float32],
+        *,
+        begun_s: float,
+        encoded_s: float,
+    ) -> None:
         """Start denoising from `noise`, a draw like x_t."""
         self.begun[slot] = True
+        self.begun_s[slot] = begun_s
+        self.encoded_s[slot] = encoded_s
         self.x_t[slot] = noise
         self._x0_prev[slot] = 0
         self.set_plan(slot, plan)

@@ -13,6 +13,8 @@ from models.samplers import SamplerName, sampler_coefficients
 
 _PLANS_KEPT = 4096
 """A plan takes some 100 µs to make, and the same ones are wanted again and again."""
+_LONGEST_KEPT = 64
+"""Steps; longer ones would fill the memory, and take far longer to execute than to make."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,9 @@ class Planner:
         """
         if self._sampler != "dpmpp_2m":
             before = None  # others do not look back, so their plans need not be told apart
-        return self._cached_plan(min(num_steps, start + 1), start, eta, before)
+        steps = min(num_steps, start + 1)
+        make = self._cached_plan if steps <= _LONGEST_KEPT else self._make_plan
+        return make(steps, start, eta, before)
 
     def _make_plan(self, num_steps: int, start: int, eta: float, before: int | None) -> Plan:
         timesteps = make_timesteps(self._grid, num_steps, self._alpha_bar, start)

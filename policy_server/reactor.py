@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 _IDLE_POLL_MS = 100
 _ENCODING_POLL_MS = 1
 _READABLE = int(zmq.POLLIN)  # an enum's & takes half as long as the call that it is applied to
-_RECEIVE_S = 0.001
+_RECEIVE_S = 0.003
 """So long may messages be taken in between two network calls, which have to go on."""
 _RECEIVE_HIGH_WATER_MARK = 16
 _DRAIN_LINGER_MS = 500

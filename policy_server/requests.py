@@ -110,7 +110,7 @@ class Scheduler(Protocol):
         ...
 
     def fail(self, error: ServerFaultError) -> list[Refusal]:
-        """After `advance` has raised: give up whoever is to blame."""
+        """After `advance` has raised: give up whoever is to blame; all, if nobody knows."""
         ...
 
     def drain(self) -> list[Refusal]:

@@ -137,8 +137,8 @@ def make_service(
     settings = BackendSettings(config.num_threads, max_requests=config.max_in_flight)
     backend = make_backend(config.backend, policy, settings, config.checkpoint)
     steps = StepRange(
-        config.min_steps or manifest.min_steps,
-        config.max_useful_steps or manifest.max_useful_steps,
+        manifest.min_steps if config.min_steps is None else config.min_steps,
+        (manifest.max_useful_steps if config.max_useful_steps is None else config.max_useful_steps),
         manifest.diffusion.num_timesteps,
     )
     defaults = manifest.defaults
@@ -149,7 +149,7 @@ def make_service(
     cost = measure_cost(backend, observation, clock, engine_limits.max_call_s)
     engine = make_engine(backend, planner, cost, clock, engine_limits)
     eta = 1.0 if takes_eta(defaults.sampler) else 0.0
-    for outcome in warm_up(engine, observation, clock, eta=eta):
+    for outcome in warm_up(engine, observation, clock, max_in_flight=config.max_in_flight, eta=eta):
         if isinstance(outcome, Refusal):
             msg = f"{manifest.model_id}: cannot be served: {outcome.error}"
             raise CheckpointError(msg)
