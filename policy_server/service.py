@@ -105,8 +105,8 @@ class Service:
         The exception is a `CancelRequest`: what it cancels is answered, and it is not.
 
         Raises:
-            InvalidRequestError, OverloadedError: to be answered by the caller, like errors of
-                decoding.
+            InvalidRequestError, OverloadedError, SupersededError: to be answered by the caller,
+                like errors of decoding.
         """
         match request:
             case ActRequest():
@@ -126,6 +126,8 @@ class Service:
         if key in self._addresses or key in self._awaiting:
             msg = f"request_id: {request.request_id} is being served already; ids must rise"
             raise InvalidRequestError(msg)
+        if any(k[0] == key[0] and k[1] > key[1] for k in self._awaiting):
+            raise SupersededError(SUPERSEDED)
         self._metadata.spec.validate_observation(request.observation)
         most = self._metadata.max_steps
         if request.num_steps is not None and request.num_steps > most:
@@ -143,9 +145,9 @@ class Service:
         if embedding is None:
             self._await_embedding(asked)
         else:
-            if self._awaiting:
-                self._supersede_awaiting(key)
             self._submit(asked, embedding)
+            if self._awaiting and key in self._addresses:  # a refused one supersedes nothing
+                self._supersede_awaiting(key)
 
     def _await_embedding(self, asked: _Asked) -> None:
         request = asked.request
@@ -154,13 +156,13 @@ class Service:
         if others >= self._metadata.limits["max_in_flight"]:
             msg = f"queue: {others} requests wait for their instruction's encoding already"
             raise OverloadedError(msg)
-        self._supersede_awaiting(key)
         self._instructions.ask(request.instruction)
         self._awaiting[key] = asked
+        self._supersede_awaiting(key)
 
     def _supersede_awaiting(self, newer: RequestKey) -> None:
         """Refuse what the same session asked before and is not yet encoded."""
-        for key in [k for k in self._awaiting if k[0] == newer[0]]:
+        for key in [k for k in self._awaiting if k[0] == newer[0] and k[1] < newer[1]]:
             self._give_up_awaiting(key, SupersededError(SUPERSEDED))
 
     def _give_up_awaiting(self, key: RequestKey, error: PolicyError) -> None:

@@ -396,3 +396,23 @@ def test_eta_is_refused_where_the_sampler_has_none(rig):
     rig.act(3, eta=0.0)
     ((_, chunk),) = rig.run()
     assert isinstance(chunk, ActionChunk)
+
+
+def test_a_refused_newcomer_supersedes_nothing_that_waits_for_its_instruction(rig):
+    rig.encoder.free.clear()
+    rig.act(2, "new")
+    rig.act(3, "known", budget_s=0.0005)
+    rig.encoder.free.set()
+    replies = {reply.request_id: reply for _, reply in rig.run()}
+    assert isinstance(replies[2], ActionChunk)
+    assert replies[3].code == "deadline"
+
+
+def test_an_older_request_does_not_supersede_a_newer_one_that_waits_for_its_instruction(rig):
+    rig.encoder.free.clear()
+    rig.act(3, "new")
+    with pytest.raises(PolicyError, match="newer request"):
+        rig.act(2, "known")
+    rig.encoder.free.set()
+    ((_, reply),) = rig.run()
+    assert (reply.request_id, type(reply)) == (3, ActionChunk)
