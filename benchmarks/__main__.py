@@ -9,12 +9,13 @@ from typing import Annotated
 import tyro
 from tyro.conf import subcommand
 
-from benchmarks import budget, deadlines, eta, film, guidance, logsnr, steps, success, tune
+from benchmarks import budget, deadlines, eta, film, guidance, load, logsnr, steps, success, tune
 from benchmarks.budget import BudgetConfig
 from benchmarks.deadlines import DeadlinesConfig
 from benchmarks.eta import EtaConfig
 from benchmarks.film import FilmConfig
 from benchmarks.guidance import GuidanceConfig
+from benchmarks.load import LoadConfig
 from benchmarks.logsnr import LogsnrConfig
 from benchmarks.steps import StepsConfig
 from benchmarks.success import SuccessConfig
@@ -42,6 +43,10 @@ def main() -> None:
         | Annotated[
             GuidanceConfig,
             subcommand("guidance", description="Adherence, quality and diversity by w."),
+        ]
+        | Annotated[
+            LoadConfig,
+            subcommand("load", description="How many robots a server carries, in real time."),
         ]
         | Annotated[
             LogsnrConfig,
@@ -74,6 +79,8 @@ def main() -> None:
                 film.main(config)
             case GuidanceConfig():
                 guidance.main(config)
+            case LoadConfig():
+                load.main(config)
             case LogsnrConfig():
                 logsnr.main(config)
             case StepsConfig():

@@ -32,12 +32,24 @@ class ServerProcess:
     address: str
     process: subprocess.Popen[str]
 
+    @property
+    def cpu_s(self) -> float | None:
+        """Processor time used so far, all threads together; None where there is no /proc."""
+        try:
+            stat = Path(f"/proc/{self.process.pid}/stat").read_text("ascii", "replace")
+        except OSError:
+            return None
+        # after the name, which may hold blanks and brackets, utime and stime are fields 12 and 13
+        user, system = stat.rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
 
 @contextmanager
 def running_server(
     checkpoint: Path,
     *options: str,
     bind: str = "tcp://127.0.0.1:*",
+    module: str = "policy_server",
 ) -> Iterator[ServerProcess]:
     """Start a server, wait for its `ready` line, stop it at the end.
 
@@ -45,12 +57,13 @@ def running_server(
         checkpoint: folder it serves.
         options: further ones of `python -m policy_server`.
         bind: a free port if not given.
+        module: another one that takes the same options and says the same when it is ready.
 
     Raises:
         RuntimeError: it ended, or was not ready within two minutes; with what it wrote last.
     """
     log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the process
-    command = [sys.executable, "-m", "policy_server", "--checkpoint", str(checkpoint)]
+    command = [sys.executable, "-m", module, "--checkpoint", str(checkpoint)]
     process = subprocess.Popen(
         [*command, "--bind", bind, *options],
         stdout=subprocess.PIPE,

@@ -9,6 +9,7 @@ import numpy as np
 
 _Z95 = 1.959963984540054
 MIN_SAMPLES_FOR_P99 = 1000
+MIN_SAMPLES_FOR_P999 = 10_000
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -38,3 +39,29 @@ def quantile(samples: Sequence[float], q: float) -> float | None:
 def p99(samples: Sequence[float]) -> float | None:
     """The 99th percentile; None below 1,000 samples, where it would be a guess."""
     return quantile(samples, 0.99) if len(samples) >= MIN_SAMPLES_FOR_P99 else None
+
+
+def p999(samples: Sequence[float]) -> float | None:
+    """The 99.9th percentile; None below 10,000 samples, where it would be a guess."""
+    return quantile(samples, 0.999) if len(samples) >= MIN_SAMPLES_FOR_P999 else None
+
+
+def jain_index(shares: Sequence[float]) -> float | None:
+    """How evenly something is shared: (Σx)² / (n·Σx²) (Jain, Chiu & Hawe 1984, DEC-TR-301, eq. 2).
+
+    Args:
+        shares: what each gets, at least 0.
+
+    Returns:
+        1 if all get the same, k/n if k of n get the same and the others nothing; None if nobody
+        gets anything.
+    """
+    x = np.asarray(shares, np.float64)
+    squares = float(np.sum(x**2))
+    return float(np.sum(x)) ** 2 / (len(x) * squares) if squares > 0 else None
+
+
+def least_share(shares: Sequence[float]) -> float | None:
+    """What the worst off gets, over the mean; None if nobody gets anything."""
+    mean = float(np.mean(shares))
+    return float(np.min(shares)) / mean if mean > 0 else None

@@ -16,8 +16,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_PACES, _PAUSES = 64, 256
-"""Stretches remembered, so that what was slow is slowly forgotten."""
+_PACES, _PAUSES = 64, 2048
+"""Stretches remembered. Pauses are rare, and whoever caused them may come again: they are forgotten
+far later than the pace, which is measured anew every few milliseconds."""
 _CALM_PACES, _CALM_PAUSES = 8, 100
 _SHORT = 3
 _STRETCH_S = 0.002
