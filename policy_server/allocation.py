@@ -54,7 +54,8 @@ class Demand:
         executed: steps done.
         fewest: steps that each must still have, at least 1.
         most: steps of use, at least `fewest`.
-        time_left_s: until each must be done.
+        encode_s: that taking part for the first time adds to a call; 0 later.
+        time_left_s: until each must be done, less its own encoding.
         late: it cannot be in time whatever is done.
         overdue: it is late and has been passed over for too long.
     """
@@ -63,6 +64,7 @@ class Demand:
     executed: Ints
     fewest: Ints
     most: Ints
+    encode_s: Floats
     time_left_s: Floats
     late: Bools
     overdue: Bools
@@ -132,7 +134,8 @@ def choose_rows(demand: Demand, steps_left: Ints, price: CallPrice) -> npt.NDArr
 
     Earliest deadline first while a bound (Graham 1966) says that nobody will be late; otherwise
     latest possible start first, which is best for equal calls (Brucker, Garey & Johnson 1977).
-    A call is filled up in that order until it is full or would be too slow for somebody in it.
+    A call is filled up in that order until it is full or, as long as all can be in time, would be
+    too slow for somebody in it.
     Overdue requests go first, so that nobody is passed over for ever, other late ones last.
 
     Args:
@@ -147,19 +150,20 @@ def choose_rows(demand: Demand, steps_left: Ints, price: CallPrice) -> npt.NDArr
     all_rows = int(network_rows.sum())
     if all_rows <= price.max_rows:
         together_s = steps_left * (price.per_call_s + price.per_row_s * all_rows)
-        if ((together_s <= time_left_s) | late).all():
+        if ((together_s + demand.encode_s.sum() <= time_left_s) | late).all():
             return np.arange(len(steps_left))
     alone_s = steps_left * price.step_s(network_rows)
     row_steps = network_rows * steps_left
     before_s = (np.cumsum(row_steps) - row_steps) * price.row_s
     if (before_s + alone_s <= time_left_s)[~late].all():
         order = np.lexsort((late, ~demand.overdue))
+        allowed_s = np.where(late, np.inf, time_left_s / steps_left)[order]
     else:
+        # not everybody can be in time, so it counts how many are: no call is kept small for one
         start_s = np.where(late, time_left_s, time_left_s - alone_s)
         order = np.lexsort((start_s, late, ~demand.overdue))
+        allowed_s = np.full(len(order), np.inf)
     rows = np.cumsum(network_rows[order])
-    call_s = price.per_call_s + price.per_row_s * rows
-    hurried = ~late[order] & ~demand.overdue[order]
-    allowed_s = np.where(hurried, time_left_s[order] / steps_left[order], np.inf)
+    call_s = price.per_call_s + price.per_row_s * rows + np.cumsum(demand.encode_s[order])
     fits = (rows <= price.max_rows) & (call_s <= np.minimum.accumulate(allowed_s))
     return order[: max(1, int(fits.cumprod().sum()))]

@@ -241,10 +241,12 @@ class Engine:
         fewest = np.where(fixed, rows.steps_left[slots], np.maximum(steps.min_steps - executed, 1))
         most = np.where(fixed, fewest, np.maximum(steps.max_useful_steps - executed, fewest))
         time_left_s = rows.deadline_s[slots] - now_s - cost.finish.estimate_s
-        time_left_s[~begun] -= cost.encode.estimate_s
-        late = fewest * price.step_s(network_rows) > time_left_s
+        encode_s = np.where(begun, 0.0, cost.encode.estimate_s)
+        late = fewest * price.step_s(network_rows) + encode_s > time_left_s
         overdue = late & (self._calls - rows.last_call[slots] >= _PATIENCE_CALLS)
-        return Demand(network_rows, executed, fewest, most, time_left_s, late, overdue)
+        return Demand(
+            network_rows, executed, fewest, most, encode_s, time_left_s - encode_s, late, overdue
+        )
 
     def _price(self) -> CallPrice:
         cost = self._cost
