@@ -9,8 +9,8 @@ from collections.abc import Callable
 import zmq
 
 from client import wire
-from client.errors import PolicyError, ProtocolError, ServerFaultError
-from client.messages import REQUESTS, CancelRequest, ErrorReply, Reply
+from client.errors import OverloadedError, PolicyError, ProtocolError, ServerFaultError
+from client.messages import REQUESTS, ActRequest, CancelRequest, ErrorReply, Reply
 from policy_server.service import Service
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,11 @@ _ENCODING_POLL_MS = 1
 _READABLE = int(zmq.POLLIN)  # an enum's & takes half as long as the call that it is applied to
 _RECEIVE_S = 0.003
 """So long may messages be taken in between two network calls, which have to go on."""
-_RECEIVE_HIGH_WATER_MARK = 16
+_UNREAD_S = 0.02
+"""Requests that may have waited unread for longer are refused: their budgets count from when they
+are read, so they would be answered long after their robots have given up, and so would all after
+them. Refusing is faster than they come, so it does not last."""
+_RECEIVE_HIGH_WATER_MARK = 64
 _DRAIN_LINGER_MS = 500
 _SENT_TOGETHER = 8
 """A message that is sent alone wakes ZeroMQ's thread, which takes several times as long as the rest
@@ -36,6 +40,8 @@ class Reactor:
 
     def __init__(self, limits: wire.WireLimits) -> None:
         self._limits = limits
+        self._drained = True
+        self._drained_s = time.monotonic()
         self._outbox: list[tuple[int | None, list[wire.Frame]]] = []
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
@@ -106,6 +112,8 @@ class Reactor:
         """Take in what has arrived, then make at most one network call."""
         if wait_ms:
             self._socket.poll(wait_ms, zmq.POLLIN)
+        if self._drained:
+            self._drained_s = time.monotonic()
         if self._readable():
             self._receive(service)
         service.collect_instructions()
@@ -119,6 +127,7 @@ class Reactor:
 
     def _receive(self, service: Service) -> None:
         until_s = time.monotonic() + _RECEIVE_S
+        received: dict[bytes, int] = {}
         while True:
             frame = self._socket.recv(zmq.DONTWAIT, copy=False)
             address = frame.bytes
@@ -128,7 +137,12 @@ class Reactor:
                 frames.append(frame.buffer)
             arrived_s = time.monotonic()
             self._dispatch(service, address, frames, arrived_s)
-            if arrived_s > until_s or not self._readable():
+            received[address] = received.get(address, 0) + 1
+            readable = self._readable()
+            if arrived_s > until_s or not readable:
+                # beyond the mark there may be more of the same client that is not visible here
+                full = max(received.values()) >= _RECEIVE_HIGH_WATER_MARK
+                self._drained = not (readable or full)
                 return
 
     def _dispatch(
@@ -144,6 +158,10 @@ class Reactor:
                 raise ProtocolError(msg)
             if not isinstance(message, CancelRequest):  # its number is another request's
                 request_id = message.request_id
+            unread_s = arrived_s - self._drained_s
+            if isinstance(message, ActRequest) and not self._drained and unread_s > _UNREAD_S:
+                msg = f"queue: requests may wait unread for {unread_s * 1e3:.0f} ms; send fewer"
+                raise OverloadedError(msg)
             service.handle(address, message, arrived_s)
         except PolicyError as error:
             if error.request_id is None:
