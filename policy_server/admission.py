@@ -144,6 +144,11 @@ class Admission:
                 f"queue: {self._max_in_flight} requests are inside already; send fewer or slower"
             )
         spare_s = self._spare_s(request)
+        if not others and spare_s < 0:
+            # only those that are served tell what calls take now, so a machine that was slow for a
+            # while must not stay so in the estimates: whoever finds nobody else here may try
+            calm_s = self._cost.calm_s(self._fewest(request), request.network_rows)
+            spare_s = request.deadline_s - self._clock() - calm_s
         if request.patient and spare_s < 0:
             # late whatever else is inside, so it yields to all others, but not its slot
             crowded = self._late >= max(1, self._max_in_flight // 2)
@@ -156,8 +161,8 @@ class Admission:
         share = _MIN_STEPS_SHARE if request.num_steps is None else _FIXED_SHARE
         if ahead_s > share * spare_s:
             if request.num_steps is None:
-                soonest_s = request.deadline_s - spare_s + ahead_s / share
-                return self.deadline_error(request, soonest_s)
+                finish_s = self._clock() + ahead_s / share + self._alone_s(request)
+                return self.deadline_error(request, finish_s)
             return OverloadedError(
                 f"queue: {ahead_s * 1e3:.1f} ms of work are promised to others; send fewer or "
                 "slower, or leave num_steps to the server"

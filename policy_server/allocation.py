@@ -87,6 +87,9 @@ def allocate_steps(demand: Demand, spare_s: float, queue_share: float, price: Ca
         price: of the calls.
     """
     late, fewest, most = demand.late, demand.fewest, demand.most
+    if len(late) == 1:  # the same in short
+        fit = (demand.time_left_s[0] - spare_s) / price.step_s(demand.network_rows)[0]
+        return np.array([max(fewest[0], int(min(fit + _ROUNDING_S, most[0])))])
     level = np.full(len(late), np.iinfo(np.int64).max // 2)
     on_time = np.flatnonzero(~late)
     if len(on_time):
@@ -147,6 +150,8 @@ def choose_rows(demand: Demand, steps_left: Ints, price: CallPrice) -> npt.NDArr
         Indices of at least one request, most urgent first.
     """
     network_rows, time_left_s, late = demand.network_rows, demand.time_left_s, demand.late
+    if len(steps_left) == 1:
+        return np.zeros(1, np.intp)
     all_rows = int(network_rows.sum())
     if all_rows <= price.max_rows:
         together_s = steps_left * (price.per_call_s + price.per_row_s * all_rows)

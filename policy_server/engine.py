@@ -179,7 +179,10 @@ class Engine:
     # ── one call ─────────────────────────────────────────────────────────────────────────────────
 
     def advance(self) -> list[Outcome]:
-        """Make one network call and return what came to an end."""
+        """Make one network call and return what came to an end.
+
+        For a request that is alone several calls, within `max_call_s`.
+        """
         now_s, price = self._clock(), self._price()
         outcomes = self._refuse_expired(now_s, price)
         if outcomes or not self._slot_of:  # told before a call that might fail
@@ -187,11 +190,19 @@ class Engine:
         chosen = self._choose(now_s, price)
         self._in_call = chosen.tolist()
         self._begin(chosen, now_s)
-        self._step(chosen, now_s if self._call_ended_s is None else self._call_ended_s)
+        self._step(chosen, now_s)
+        if len(self._slot_of) == 1:
+            self._go_on(chosen, now_s + self._limits.max_call_s, price)
         outcomes += self._finish(chosen)
         self._suspects.difference_update(self._in_call)
         self._in_call = []
         return outcomes
+
+    def _go_on(self, chosen: Slots, until_s: float, price: CallPrice) -> None:
+        """More steps of a request that is alone, as many as keep no newcomer waiting for long."""
+        step_s = float(price.step_s(self._rows.network_rows[chosen])[0])
+        while self._rows.steps_left[chosen[0]] and (now_s := self._clock()) + step_s <= until_s:
+            self._step(chosen, now_s)
 
     def _refuse_expired(self, now_s: float, price: CallPrice) -> list[Outcome]:
         """Refuse what has not begun and could not be in time any more if it began now."""
@@ -199,8 +210,16 @@ class Engine:
         waiting = np.flatnonzero(rows.used & ~rows.begun & ~rows.patient)
         if not len(waiting):
             return []
-        needed_s = self._planner.steps.min_steps * price.step_s(rows.network_rows[waiting])
+        fewest, network_rows = self._planner.steps.min_steps, rows.network_rows[waiting]
+        if len(self._slot_of) == 1:  # as in `Admission`: whoever is alone may try
+            finish_s = now_s + np.array([self._cost.calm_s(fewest, int(network_rows[0]))])
+            return self._refuse_late(waiting, finish_s)
+        needed_s = fewest * price.step_s(network_rows)
         finish_s = now_s + self._cost.encode.estimate_s + needed_s + self._cost.finish.estimate_s
+        return self._refuse_late(waiting, finish_s)
+
+    def _refuse_late(self, waiting: Slots, finish_s: npt.NDArray[np.float64]) -> list[Outcome]:
+        rows = self._rows
         expired = np.flatnonzero(finish_s > rows.deadline_s[waiting])
         outcomes: list[Outcome] = []
         for i in expired.tolist():
@@ -291,8 +310,8 @@ class Engine:
             self._admission.begun(request.key)
         self._cost.encode.observe((encoded_s - now_s) / len(slots))
 
-    def _step(self, chosen: Slots, since_s: float) -> None:
-        """One denoising step of each, in one network call; `since_s` is the end of the last one."""
+    def _step(self, chosen: Slots, now_s: float) -> None:
+        """One denoising step of each, in one network call."""
         rows, buffers = self._rows, self._backend.buffers
         if self._suspects:  # one that failed after its last step has none to repeat
             chosen = chosen[rows.steps_left[chosen] > 0]
@@ -304,6 +323,8 @@ class Engine:
         ended_s = self._clock()
         self._calls += 1
         rows.store(chosen, buffers, self._calls)
+        # from the end of the call before: what lies between two calls is part of their price
+        since_s = now_s if self._call_ended_s is None else self._call_ended_s
         self._cost.observe_call(network_rows, ended_s - begun_s, ended_s - since_s)
         self._call_ended_s = ended_s
 

@@ -117,7 +117,10 @@ class SimulatedBackend(NullBackend):
             buffers.x0[row] = x0
             with np.errstate(invalid="ignore"):
                 buffers.x_prev[row] = (
-                    a * buffers.x_t[row] + b * x0 + c * buffers.x0_prev[row] + d * buffers.noise[row]
+                    a * buffers.x_t[row]
+                    + b * x0
+                    + c * buffers.x0_prev[row]
+                    + d * buffers.noise[row]
                 )
             call[float(value)] = (int(buffers.timesteps[row]), (a, b, c, d))
         self.calls.append(call)
