@@ -4,23 +4,54 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import subcommand
 
-from benchmarks import budget, deadlines, eta, film, guidance, load, logsnr, steps, success, tune
+from benchmarks import (
+    budget,
+    deadlines,
+    eta,
+    film,
+    guidance,
+    hog,
+    load,
+    logsnr,
+    steps,
+    success,
+    timeline,
+    tune,
+)
 from benchmarks.budget import BudgetConfig
 from benchmarks.deadlines import DeadlinesConfig
 from benchmarks.eta import EtaConfig
 from benchmarks.film import FilmConfig
 from benchmarks.guidance import GuidanceConfig
+from benchmarks.hog import HogConfig
 from benchmarks.load import LoadConfig
 from benchmarks.logsnr import LogsnrConfig
 from benchmarks.steps import StepsConfig
 from benchmarks.success import SuccessConfig
+from benchmarks.timeline import TimelineConfig
 from benchmarks.tune import TuneConfig
 from client import PolicyError
+
+_MAIN: dict[type[Any], Callable[[Any], None]] = {
+    BudgetConfig: budget.main,
+    DeadlinesConfig: deadlines.main,
+    EtaConfig: eta.main,
+    FilmConfig: film.main,
+    GuidanceConfig: guidance.main,
+    HogConfig: hog.main,
+    LoadConfig: load.main,
+    LogsnrConfig: logsnr.main,
+    StepsConfig: steps.main,
+    SuccessConfig: success.main,
+    TimelineConfig: timeline.main,
+    TuneConfig: tune.main,
+}
 
 
 def main() -> None:
@@ -45,6 +76,10 @@ def main() -> None:
             subcommand("guidance", description="Adherence, quality and diversity by w."),
         ]
         | Annotated[
+            HogConfig,
+            subcommand("hog", description="One fast robot beside a hog that comes and goes."),
+        ]
+        | Annotated[
             LoadConfig,
             subcommand("load", description="How many robots a server carries, in real time."),
         ]
@@ -60,6 +95,10 @@ def main() -> None:
             SuccessConfig, subcommand("success", description="Task success in simulated time.")
         ]
         | Annotated[
+            TimelineConfig,
+            subcommand("timeline", description="Steps and latency while robots come and go."),
+        ]
+        | Annotated[
             TuneConfig,
             subcommand("tune", description="Choose steps, sampler, grid and w."),
         ],
@@ -68,27 +107,7 @@ def main() -> None:
     # what a robot's operator wants to hear is here in the table
     logging.getLogger("client").setLevel(logging.ERROR)
     try:
-        match config:
-            case BudgetConfig():
-                budget.main(config)
-            case DeadlinesConfig():
-                deadlines.main(config)
-            case EtaConfig():
-                eta.main(config)
-            case FilmConfig():
-                film.main(config)
-            case GuidanceConfig():
-                guidance.main(config)
-            case LoadConfig():
-                load.main(config)
-            case LogsnrConfig():
-                logsnr.main(config)
-            case StepsConfig():
-                steps.main(config)
-            case SuccessConfig():
-                success.main(config)
-            case TuneConfig():
-                tune.main(config)
+        _MAIN[type(config)](config)
     except (OSError, ValueError, RuntimeError, PolicyError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
