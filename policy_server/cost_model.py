@@ -34,19 +34,27 @@ def quantile(ordered: Sequence[float], q: float) -> float:
 
 
 class DurationQuantile:
-    """A high quantile of recent durations: it forgets slowly and shrugs off single outliers."""
+    """Recent durations: it forgets slowly and shrugs off single outliers.
+
+    Attributes:
+        estimate_s: a high quantile, for whether somebody will be in time.
+        typical_s: the median, for how many to take together. A high quantile would be too much
+            caution there: each of a few pauses would make the calls after it smaller, which makes
+            everybody wait longer, for more calls.
+    """
 
     def __init__(self, unknown_s: float) -> None:
         self._recent: deque[float] = deque(maxlen=128)
         self._count = 0
-        self.estimate_s = unknown_s
+        self.estimate_s = self.typical_s = unknown_s
 
     def observe(self, duration_s: float) -> None:
         """Take in one measured duration."""
         self._recent.append(duration_s)
         self._count += 1
         if self._count % _REFRESH_EVERY == 0 or self._count < _REFRESH_EVERY:
-            self.estimate_s = quantile(sorted(self._recent), 0.95)
+            ordered = sorted(self._recent)
+            self.estimate_s, self.typical_s = quantile(ordered, 0.95), quantile(ordered, 0.5)
 
 
 class _Pace:

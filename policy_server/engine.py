@@ -247,7 +247,7 @@ class Engine:
             chosen = choose_rows(demand, given, price)
         # encoding, too, must not keep others waiting
         fresh = np.cumsum(~rows.begun[slots[chosen]])
-        encode_s = max(self._cost.encode.estimate_s, 1e-9)
+        encode_s = max(self._cost.encode.typical_s, 1e-9)
         if fresh[-1] > (most := max(1, self._limits.max_call_s // encode_s)):
             chosen = chosen[(fresh <= most) | rows.begun[slots[chosen]]]
         self._plan_again(slots[chosen], given[chosen])
@@ -260,7 +260,7 @@ class Engine:
         fewest = np.where(fixed, rows.steps_left[slots], np.maximum(steps.min_steps - executed, 1))
         most = np.where(fixed, fewest, np.maximum(steps.max_useful_steps - executed, fewest))
         time_left_s = rows.deadline_s[slots] - now_s - cost.finish.estimate_s
-        encode_s = np.where(begun, 0.0, cost.encode.estimate_s)
+        encode_s = np.where(begun, 0.0, cost.encode.typical_s)
         late = fewest * price.step_s(network_rows) + encode_s > time_left_s
         overdue = late & (self._calls - rows.last_call[slots] >= _PATIENCE_CALLS)
         return Demand(

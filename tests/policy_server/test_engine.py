@@ -463,3 +463,32 @@ def test_idle_time_is_not_taken_for_the_price_of_a_call():
         world.clock.now_s += 1.0
     assert world.cost.per_call_s < 0.001
     assert world.cost.stall_s < 0.001
+
+
+def test_pauses_while_encoding_do_not_make_calls_small():
+    """Three thousand short requests a second; every third encoding is stopped for 4 ms."""
+    world = World(
+        min_steps=1,
+        max_useful_steps=1,
+        max_in_flight=128,
+        fixed_s=0.0001,
+        call_s=0.00001,
+        encode_s=0.00002,
+    )
+    encode, calls = world.backend.encode, itertools.count()
+
+    def pausing(*args):
+        encode(*args)
+        world.clock.now_s += 0.004 * (next(calls) % 3 == 0)
+
+    world.backend.encode = pausing
+    begun_s, outcomes = world.clock(), []
+    for number in range(3000):
+        due_s = begun_s + number / 3000
+        while world.engine.busy and world.clock() < due_s:
+            outcomes += world.engine.advance()
+        world.clock.now_s = max(world.clock.now_s, due_s)
+        outcomes += world.engine.submit(world.request(0.08, str(number % 300)))
+    outcomes += world.finish()
+    in_time = [o for o in outcomes if isinstance(o, Answer) and o.deadline_met]
+    assert len(in_time) > 0.95 * 3000
