@@ -85,6 +85,10 @@ class Admission:
         work_s = (demand.network_rows * demand.fewest)[on_time] * price.row_s
         self._backlog = Backlog(now_s, deadline_s[on_time].tolist(), work_s.tolist())
 
+    def delayed(self, pause_s: float) -> None:
+        """All promises will be kept so much later than planned."""
+        self._backlog.delay(pause_s)
+
     # ── newcomers ────────────────────────────────────────────────────────────────────────────────
 
     def admit(
@@ -103,6 +107,8 @@ class Admission:
         if not inside:
             self._backlog, self._late = Backlog(self._clock()), 0
         taken_back = older is not None and self._take_back(older)
+        late_leaves = older is not None and not taken_back
+        self._late -= late_leaves
         others = inside - (older is not None)
         error = self._objection(request, others)
         displaced = None
@@ -123,6 +129,7 @@ class Admission:
             self._waiting[request.key[0]] = request
         else:
             self.refused(request.key[0])
+            self._late += late_leaves
             if older is not None and taken_back:
                 self._promise(older)
         return error, displaced

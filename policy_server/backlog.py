@@ -38,6 +38,10 @@ class Backlog:
         later = zip(self._deadlines_s[index:], self._done_s[index + 1 :], strict=True)
         return not any(done_s <= due_s < done_s + work_s for due_s, done_s in later)
 
+    def delay(self, pause_s: float) -> None:
+        """All work will be done so much later."""
+        self._done_s = [done_s + pause_s for done_s in self._done_s]
+
     def add(self, deadline_s: float, work_s: float) -> None:
         """Promise one more."""
         index = bisect_right(self._deadlines_s, deadline_s)

@@ -42,6 +42,8 @@ _QUEUE_SHARE = 0.25
 """See `allocate_steps`."""
 _SCARCE = 0.5
 """Steps are cut when fewer of the slots are free: whoever finds none would get nothing."""
+_PAUSE_S = 0.001
+"""A call that ends so much later than predicted delays all that was promised."""
 _WORTH = 0.25
 """A plan is stretched for at least so much of its length: each change costs some microseconds."""
 
@@ -325,6 +327,9 @@ class Engine:
         rows.store(chosen, buffers, self._calls)
         # from the end of the call before: what lies between two calls is part of their price
         since_s = now_s if self._call_ended_s is None else self._call_ended_s
+        pause_s = ended_s - since_s - self._cost.per_call_s - self._cost.per_row_s * network_rows
+        if pause_s > _PAUSE_S:
+            self._admission.delayed(pause_s)
         self._cost.observe_call(network_rows, ended_s - begun_s, ended_s - since_s)
         self._call_ended_s = ended_s
 

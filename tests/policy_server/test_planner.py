@@ -1,4 +1,4 @@
-"""Plans: how many steps fit, and where they lie."""
+"""Plans: where the steps lie, and with which coefficients."""
 
 import numpy as np
 import pytest
@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from models.grids import LOGSNR_RANGE, make_timesteps
 from models.samplers import ddim_coefficients, sampler_coefficients
+from policy_server.planner import StepRange
 from tests.policy_server.simulation import ALPHA_BAR, World
 
 WORLD = World(min_steps=3, max_useful_steps=20)
@@ -15,16 +16,24 @@ MULTISTEP = World(grid="logsnr", sampler="dpmpp_2m").planner
 LAMBDA = 0.5 * np.log(ALPHA_BAR / (1 - ALPHA_BAR))
 
 
-@given(st.floats(-1, 1), st.sampled_from([1, 2]), st.integers(0, 19))
-def test_elastic_steps_stay_in_range_and_fit_if_they_can(time_s, rows, executed):
-    planner = WORLD.planner
-    steps = planner.elastic_steps(time_s, rows, executed)
-    fewest = max(3 - executed, 1)
-    assert fewest <= steps <= max(20 - executed, fewest)
-    if steps > fewest:
-        assert planner.remaining_s(steps, rows) <= time_s + 1e-9
-    if steps < 20 - executed:
-        assert planner.remaining_s(steps + 1, rows) > time_s - 1e-9
+@pytest.mark.parametrize("wrong", [(0, 5, 10), (3, 2, 10), (3, 11, 10), (1, 1, 0)])
+def test_a_range_of_steps_is_in_order(wrong):
+    with pytest.raises(ValueError, match="expected 1 <= min_steps <= max_useful_steps <= T"):
+        StepRange(*wrong)
+
+
+def test_a_plan_is_made_once_and_told_apart_by_all_that_it_depends_on():
+    planner = World().planner
+    plan = planner.plan(7, 800, 0.5)
+    assert planner.plan(7, 800, 0.5) is plan
+    for other in (planner.plan(6, 800, 0.5), planner.plan(7, 799, 0.5), planner.plan(7, 800, 0.4)):
+        assert other.timesteps.tolist() != plan.timesteps.tolist() or not np.array_equal(
+            other.coefficients, plan.coefficients
+        )
+    # DDIM does not look back, so what came before makes no difference; 2M does
+    assert planner.plan(7, 800, 0.5, before=900) is plan
+    looked_back = [MULTISTEP.plan(7, 800, 0.0, before).coefficients[0, 2] for before in (810, 990)]
+    assert looked_back[0] != looked_back[1]
 
 
 @given(st.integers(0, 999), st.integers(1, 1200), st.sampled_from([0.0, 0.5, 1.0]))

@@ -1,0 +1,91 @@
+"""Warm-up on a simulated backend: the cost model that is measured is the one that was simulated."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policy_server.calibration import measure_calls, measure_cost, warm_up
+from policy_server.requests import Answer
+from tests.policy_server.simulation import (
+    NOTHING_SEEN,
+    Clock,
+    SimulatedBackend,
+    World,
+    expected_actions,
+)
+
+
+def backend(pace=lambda: 1.0, max_requests=16, **durations):
+    simulated = SimulatedBackend(Clock(), max_requests, **durations)
+    simulated.pace = pace
+    return simulated
+
+
+@settings(max_examples=25)
+@given(st.floats(0, 0.01), st.floats(1e-5, 0.002), st.floats(1e-5, 0.01), st.floats(0, 0.001))
+def test_what_was_simulated_is_measured(fixed_s, call_s, encode_s, finish_s):
+    machine = backend(fixed_s=fixed_s, call_s=call_s, encode_s=encode_s, finish_s=finish_s)
+    cost = measure_cost(machine, NOTHING_SEEN, machine.clock, 0.003)
+    assert cost.per_call_s == pytest.approx(fixed_s, abs=1e-9)
+    assert cost.per_row_s == pytest.approx(call_s, abs=1e-9)
+    assert cost.encode.estimate_s == pytest.approx(encode_s, abs=1e-9)
+    assert cost.finish.estimate_s == pytest.approx(finish_s, abs=1e-9)
+
+
+def test_calls_are_guided_and_their_sizes_double_until_the_buffers_are_full():
+    machine = backend(max_requests=12)
+    measured = list(measure_calls(machine, machine.clock, 10))
+    assert [rows for rows, _ in measured] == [2, 4, 8, 16]
+    assert [rows for rows, _ in measure_calls(machine, machine.clock, 2)] == [2, 4]
+    for rows, call_s in measured:
+        assert call_s == pytest.approx(0.001 * rows)
+
+
+@pytest.mark.parametrize(
+    ("max_call_s", "largest"), [(0.001, 4), (0.005, 8), (0.0081, 16), (1.0, 32)]
+)
+def test_calls_that_would_not_be_made_are_not_measured_beyond_the_first(max_call_s, largest):
+    machine = backend()
+    rows = []
+    step = machine.step
+
+    def counted(requests, network_rows):
+        rows.append(network_rows)
+        step(requests, network_rows)
+
+    machine.step = counted
+    measure_cost(machine, NOTHING_SEEN, machine.clock, max_call_s)
+    assert max(rows) == largest
+
+
+def test_a_few_slow_calls_in_warm_up_do_not_matter():
+    paces = itertools.cycle([1.0, 1.0, 30.0, 1.0, 1.0])
+    machine = backend(pace=lambda: next(paces), fixed_s=0.001)
+    cost = measure_cost(machine, NOTHING_SEEN, machine.clock, 0.01)
+    assert cost.per_call_s == pytest.approx(0.001)
+    assert cost.per_row_s == pytest.approx(0.001)
+
+
+@pytest.mark.parametrize("max_in_flight", [1, 8, 16])
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+def test_warming_up_answers_all_its_requests_with_one_and_two_rows_with_and_without_noise(
+    eta, max_in_flight
+):
+    world = World(max_in_flight=max_in_flight, call_s=0.0002)
+    outcomes = warm_up(
+        world.engine, NOTHING_SEEN, world.clock, max_in_flight=max_in_flight, eta=eta
+    )
+    assert not world.engine.busy
+    assert all(isinstance(outcome, Answer) for outcome in outcomes)
+    kinds = {(o.request.network_rows, o.request.eta) for o in outcomes}
+    assert kinds >= {(1, 0.0), (1, eta)}
+    assert max_in_flight == 1 or kinds == {(1, 0.0), (2, 0.0), (1, eta), (2, eta)}
+    assert len(outcomes) == sum(min(number, max_in_flight) for number in range(1, 9))
+    assert max(o.rows_per_call for o in outcomes) >= min(max_in_flight, 5)
+    for outcome in outcomes:
+        np.testing.assert_allclose(
+            outcome.actions, expected_actions(outcome.request, outcome.timesteps), atol=1e-5
+        )
