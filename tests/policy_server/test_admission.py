@@ -91,9 +91,11 @@ def mean_steps(outcomes):
     ],
     ids=["elastic", "tight", "tight-fast", "fixed", "odd", "encoding", "lonely", "lonely-fixed"],
 )
-def test_at_three_times_the_load_nobody_starves_and_nothing_is_wasted(durations, wish):
+def test_at_three_times_the_load_nobody_starves_and_nothing_is_wasted(request, durations, wish):
     if wish.get("budget_s") or durations is ODD:
-        pytest.xfail("known: three quarters of what is carried is in time, not 85%")
+        request.applymarker(
+            pytest.mark.xfail(reason="known: three quarters of what is carried is in time, not 85%")
+        )
     world, seconds = machine(durations), 6
     carried = capacity(durations, wish.get("num_steps", 2))
     count = round(3 * carried * PERIOD_S)
@@ -130,10 +132,12 @@ def test_late_requests_come_to_an_end_under_load_and_make_nobody_else_late(durat
 @pytest.mark.parametrize("durations", [SHARED, LONELY], ids=["shared", "lonely"])
 @pytest.mark.parametrize("late_ones", [16, 100])
 def test_however_many_are_late_the_others_are_served_as_if_they_were_not_there(
-    durations, late_ones
+    request, durations, late_ones
 ):
     if late_ones == 100 and durations is LONELY:
-        pytest.xfail("known: late requests that were admitted keep their slots")
+        request.applymarker(
+            pytest.mark.xfail(reason="known: late requests that were admitted keep their slots")
+        )
     world, seconds = machine(durations), 2.0
     late = [
         (world.clock() + 0.2, {"session": f"late {n}", "num_steps": 500, "budget_s": 0.01})
@@ -190,10 +194,14 @@ def test_after_overload_service_is_normal_within_one_request_period(durations, j
 @pytest.mark.parametrize(
     "durations", [SHARED, FAST, LONELY, ENCODING], ids=["shared", "fast", "lonely", "encoding"]
 )
-def test_when_a_neighbour_leaves_that_made_calls_slow_service_recovers(durations, factor):
+def test_when_a_neighbour_leaves_that_made_calls_slow_service_recovers(request, durations, factor):
     """Five times slower there are fewer steps at most; fifty times, not even those fit any more."""
     if durations is ENCODING and factor == 50:
-        pytest.xfail("known: what encoding takes is forgotten only after 128 requests")
+        request.applymarker(
+            pytest.mark.xfail(
+                reason="known: what encoding takes is forgotten only after 128 requests"
+            )
+        )
     world = machine(durations)
     start_s, over_s = world.clock(), world.clock() + 2
     answered_s, normal_s = (PERIOD_S, PERIOD_S) if factor == 5 else (0.5, 3.0)
@@ -218,9 +226,13 @@ def poisson(world, rate, seconds, **wish):
 
 @pytest.mark.parametrize("wish", [{}, {"num_steps": 5}], ids=["elastic", "fixed"])
 @pytest.mark.parametrize("load", [0.3, 0.9])
-def test_the_first_row_of_a_newcomer_runs_within_the_longest_call_and_one_more(wish, load):
+def test_the_first_row_of_a_newcomer_runs_within_the_longest_call_and_one_more(request, wish, load):
     if load == 0.9 or not wish:
-        pytest.xfail("known: a newcomer waits for those due before it when a call is full")
+        request.applymarker(
+            pytest.mark.xfail(
+                reason="known: a newcomer waits for those due before it when a call is full"
+            )
+        )
     world = machine(SHARED)
     rate = load * capacity(SHARED, wish.get("num_steps", 2))
     outcomes = world.serve(poisson(world, rate, 2.0, **wish))
@@ -298,8 +310,8 @@ def test_a_late_request_that_waits_gives_its_place_to_a_newer_one_of_its_session
     assert answer.request is older
 
 
+@pytest.mark.xfail(reason="known: best effort is ordered by its deadline like all others")
 def test_best_effort_makes_nobody_late_to_whom_time_was_promised():
-    pytest.xfail("known: best effort is ordered by its deadline like all others")
     world = machine(LONELY, min_steps=4, max_useful_steps=4)
     promised = world.request(0.0105, "promised", guidance_scale=1.0)
     effort = world.request(0.0095, "effort", guidance_scale=1.0, best_effort=True)
