@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,21 @@ _BETTER_SERVED = 0.1
 """By how much a session's share must be larger for its request to give way."""
 
 
+@dataclass(frozen=True)
+class Decision:
+    """About a newcomer.
+
+    Attributes:
+        error: why it is refused; None if it is admitted.
+        displaced: a request that gives way to it, if one does.
+        yields: it is admitted on condition that all to whom time was promised go first.
+    """
+
+    error: CannotServeError | None
+    displaced: Refusal | None
+    yields: bool
+
+
 class Admission:
     """Decides by what is promised already; the engine tells it what becomes of all that.
 
@@ -45,6 +61,7 @@ class Admission:
         self._waiting: dict[str, EngineRequest] = {}
         self._shares = Shares()
         self._late = 0
+        self._rows_inside = 0
         self._price = CallPrice(cost.per_call_s, cost.per_row_s, 2)
         self._backlog = Backlog(0.0)
 
@@ -62,11 +79,11 @@ class Admission:
 
     def answered(self, session_id: str) -> None:
         """A request of this session was answered."""
-        self._shares.note(session_id, answered=True)
+        self._shares.note(session_id, self._clock(), answered=True)
 
     def refused(self, session_id: str) -> None:
         """A request of this session got nothing."""
-        self._shares.note(session_id, answered=False)
+        self._shares.note(session_id, self._clock(), answered=False)
 
     def rebuild(
         self, now_s: float, deadline_s: npt.NDArray[np.float64], demand: Demand, price: CallPrice
@@ -82,6 +99,7 @@ class Admission:
         self._price = price
         self._late = int(np.count_nonzero(demand.late))
         on_time = ~demand.late
+        self._rows_inside = int(demand.network_rows[on_time].sum())
         work_s = (demand.network_rows * demand.fewest)[on_time] * price.row_s
         self._backlog = Backlog(now_s, deadline_s[on_time].tolist(), work_s.tolist())
 
@@ -91,21 +109,16 @@ class Admission:
 
     # ── newcomers ────────────────────────────────────────────────────────────────────────────────
 
-    def admit(
-        self, request: EngineRequest, older: EngineRequest | None, inside: int
-    ) -> tuple[CannotServeError | None, Refusal | None]:
+    def admit(self, request: EngineRequest, older: EngineRequest | None, inside: int) -> Decision:
         """Decide on a newcomer.
 
         Args:
             request: the newcomer.
             older: request of its session that has not begun and leaves if this one is admitted.
             inside: requests in flight.
-
-        Returns:
-            Why it is refused, or None; and a request that gives way to it, if one does.
         """
         if not inside:
-            self._backlog, self._late = Backlog(self._clock()), 0
+            self._backlog, self._late, self._rows_inside = Backlog(self._clock()), 0, 0
         taken_back = older is not None and self._take_back(older)
         late_leaves = older is not None and not taken_back
         self._late -= late_leaves
@@ -120,8 +133,11 @@ class Admission:
                 self.refused(victim.key[0])
             elif promised:
                 self._promise(victim)
+        yields = False
         if error is None:
-            if self._spare_s(request) >= 0:
+            spare_s = self._spare_s(request)
+            yields = request.best_effort and self._lateness(request, spare_s) is not None
+            if spare_s >= 0 and not yields:
                 self._promise(request)
             else:
                 self._late += 1
@@ -132,7 +148,7 @@ class Admission:
             self._late += late_leaves
             if older is not None and taken_back:
                 self._promise(older)
-        return error, displaced
+        return Decision(error, displaced, yields)
 
     def deadline_error(self, request: EngineRequest, finish_s: float) -> DeadlineError:
         """That it could not be done before `finish_s`."""
@@ -146,9 +162,10 @@ class Admission:
         )
 
     def _objection(self, request: EngineRequest, others: int) -> CannotServeError | None:
-        if others >= self._max_in_flight:
+        room = self._max_in_flight * self._shares.room(request.key[0])
+        if others >= self._max_in_flight or others - self._late >= room:
             return OverloadedError(
-                f"queue: {self._max_in_flight} requests are inside already; send fewer or slower"
+                f"queue: {others} requests are inside already; send fewer or slower"
             )
         spare_s = self._spare_s(request)
         if not others and spare_s < 0:
@@ -166,10 +183,10 @@ class Admission:
         """Why this request, or one that is inside already, would be late."""
         ahead_s = max(0.0, self._backlog.begin_s(request.deadline_s) - self._clock())
         share = _MIN_STEPS_SHARE if request.num_steps is None else _FIXED_SHARE
+        share *= self._shares.room(request.key[0])
         if ahead_s > share * spare_s:
             if request.num_steps is None:
-                finish_s = self._clock() + ahead_s / share + self._alone_s(request)
-                return self.deadline_error(request, finish_s)
+                return self.deadline_error(request, self._soonest_s(request, ahead_s, share))
             return OverloadedError(
                 f"queue: {ahead_s * 1e3:.1f} ms of work are promised to others; send fewer or "
                 "slower, or leave num_steps to the server"
@@ -177,6 +194,16 @@ class Admission:
         if self._backlog.leaves_all_in_time(request.deadline_s, self._work_s(request)):
             return None
         return OverloadedError("queue: others would be late that are due later; send fewer")
+
+    def _soonest_s(self, request: EngineRequest, ahead_s: float, share: float) -> float:
+        """The earliest deadline that it could have; the later, the more is due before it."""
+        now_s = self._clock()
+        while True:
+            due_s = now_s + ahead_s / share + self._service_s(request)
+            before_s = max(0.0, self._backlog.begin_s(due_s) - now_s)
+            if before_s <= ahead_s:
+                return due_s
+            ahead_s = before_s
 
     def _better_served(self, request: EngineRequest) -> EngineRequest | None:
         """Of the requests that have just been admitted, the one of the best served session."""
@@ -196,10 +223,11 @@ class Admission:
     def _fewest(self, request: EngineRequest) -> int:
         return request.num_steps or self._steps.min_steps
 
-    def _alone_s(self, request: EngineRequest) -> float:
-        """From its beginning to its reply if nobody else were there."""
+    def _service_s(self, request: EngineRequest) -> float:
+        """From its beginning to its reply, in calls that it shares with those inside."""
         cost, price = self._cost, self._price
-        call_s = price.per_call_s + price.per_row_s * request.network_rows
+        others = min(self._rows_inside, price.max_rows - 2)  # one guided request needs no company
+        call_s = price.per_call_s + price.per_row_s * (request.network_rows + others)
         return cost.encode.estimate_s + self._fewest(request) * call_s + cost.finish.estimate_s
 
     def _work_s(self, request: EngineRequest) -> float:
@@ -207,14 +235,18 @@ class Admission:
         return self._fewest(request) * request.network_rows * self._price.row_s
 
     def _spare_s(self, request: EngineRequest) -> float:
-        """Of its time, what would be left if nobody else were there."""
-        return request.deadline_s - self._clock() - self._alone_s(request)
+        """Of its time, what would be left if it began at once."""
+        return request.deadline_s - self._clock() - self._service_s(request)
 
     def _promise(self, request: EngineRequest) -> None:
+        self._rows_inside += request.network_rows
         self._backlog.add(request.deadline_s, self._work_s(request))
 
     def _take_back(self, request: EngineRequest) -> bool:
-        return self._backlog.remove(request.deadline_s, self._work_s(request))
+        if not self._backlog.remove(request.deadline_s, self._work_s(request)):
+            return False
+        self._rows_inside -= request.network_rows
+        return True
 
 
 def _gives_way() -> OverloadedError:

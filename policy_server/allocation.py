@@ -40,9 +40,14 @@ class CallPrice:
         return np.asarray(self.per_call_s + self.per_row_s * network_rows, np.float64)
 
     @property
+    def full_call_s(self) -> float:
+        """Of a call with as many rows as it may have."""
+        return self.per_call_s + self.per_row_s * self.max_rows
+
+    @property
     def row_s(self) -> float:
         """Of a row in a call that is full."""
-        return self.per_row_s + self.per_call_s / self.max_rows
+        return self.full_call_s / self.max_rows
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class Demand:
         most: steps of use, at least `fewest`.
         encode_s: that taking part for the first time adds to a call; 0 later.
         time_left_s: until each must be done, less its own encoding.
+        pressing: it has not taken part yet, and should now, so that nobody waits long to begin.
+        yields: it was let in on condition that all others go first where not all can be in time.
         late: it cannot be in time whatever is done.
         overdue: it is late and has been passed over for too long.
     """
@@ -66,11 +73,13 @@ class Demand:
     most: Ints
     encode_s: Floats
     time_left_s: Floats
+    pressing: Bools
+    yields: Bools
     late: Bools
     overdue: Bools
 
 
-def allocate_steps(demand: Demand, spare_s: float, queue_share: float, price: CallPrice) -> Ints:
+def allocate_steps(demand: Demand, spare_s: Floats, queue_share: float, price: CallPrice) -> Ints:
     """Steps still to do of each request, such that all are in time if they can be.
 
     Everybody gets the same number of steps in all, its *level*, as far as that is possible: those
@@ -79,7 +88,8 @@ def allocate_steps(demand: Demand, spare_s: float, queue_share: float, price: Ca
 
     Args:
         demand: of all in flight.
-        spare_s: to be kept free before each deadline, as far as steps beyond the fewest go.
+        spare_s: [requests], to be kept free before each deadline, as far as steps beyond the fewest
+            go.
         queue_share: of the time that a request has beyond its own work, so much may go to steps of
             others before it. With all of it a standing queue would grow until every answer came
             just before its deadline, with no more answers a second: from old observations, and
@@ -88,14 +98,14 @@ def allocate_steps(demand: Demand, spare_s: float, queue_share: float, price: Ca
     """
     late, fewest, most = demand.late, demand.fewest, demand.most
     if len(late) == 1:  # the same in short
-        fit = (demand.time_left_s[0] - spare_s) / price.step_s(demand.network_rows)[0]
+        fit = (demand.time_left_s[0] - spare_s[0]) / price.step_s(demand.network_rows)[0]
         return np.array([max(fewest[0], int(min(fit + _ROUNDING_S, most[0])))])
     level = np.full(len(late), np.iinfo(np.int64).max // 2)
     on_time = np.flatnonzero(~late)
     if len(on_time):
         rows, done = demand.network_rows[on_time], demand.executed[on_time]
         low, high = fewest[on_time], most[on_time]
-        left_s = demand.time_left_s[on_time] - np.where(low < high, spare_s, 0.0)
+        left_s = demand.time_left_s[on_time] - np.where(low < high, spare_s[on_time], 0.0)
         elastic = low < high
         if not elastic.any() or _fits(rows, high, left_s, queue_share, price).all():
             return np.where(late, fewest, most)
@@ -135,8 +145,9 @@ def _fits(
 def choose_rows(demand: Demand, steps_left: Ints, price: CallPrice) -> npt.NDArray[np.intp]:
     """Which requests take part in the next call: the more the better, as long as nobody suffers.
 
-    Earliest deadline first while a bound (Graham 1966) says that nobody will be late; otherwise
-    latest possible start first, which is best for equal calls (Brucker, Garey & Johnson 1977).
+    Earliest deadline first while a bound (Graham 1966) says that nobody will be late, and whoever
+    presses before all others if it says so even then; otherwise latest possible start first, which
+    is best for equal calls (Brucker, Garey & Johnson 1977).
     A call is filled up in that order until it is full or, as long as all can be in time, would be
     too slow for somebody in it.
     Overdue requests go first, so that nobody is passed over for ever, other late ones last.
@@ -160,8 +171,19 @@ def choose_rows(demand: Demand, steps_left: Ints, price: CallPrice) -> npt.NDArr
     alone_s = steps_left * price.step_s(network_rows)
     row_steps = network_rows * steps_left
     before_s = (np.cumsum(row_steps) - row_steps) * price.row_s
-    if (before_s + alone_s <= time_left_s)[~late].all():
-        order = np.lexsort((late, ~demand.overdue))
+    in_time = before_s + alone_s <= time_left_s
+    if demand.yields.any() and not in_time[~late].all():
+        late = late | demand.yields
+        row_steps = np.where(demand.yields, 0, row_steps)
+        before_s = (np.cumsum(row_steps) - row_steps) * price.row_s
+        in_time = before_s + alone_s <= time_left_s
+    if in_time[~late].all():
+        first = demand.pressing & ~late
+        first_s = np.where(first, network_rows * price.row_s + demand.encode_s, 0.0)
+        overtaken_s = first_s.sum() - np.cumsum(first_s)
+        if not (overtaken_s + before_s + alone_s <= time_left_s)[~late].all():
+            first = np.zeros_like(late)
+        order = np.lexsort((~first, late, ~demand.overdue))
         allowed_s = np.where(late, np.inf, time_left_s / steps_left)[order]
     else:
         # not everybody can be in time, so it counts how many are: no call is kept small for one

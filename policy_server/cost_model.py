@@ -25,6 +25,7 @@ _STRETCH_S = 0.002
 _PACE_QUANTILE = 0.8
 _STALL_QUANTILE = 0.99
 _REFRESH_EVERY = 8
+_REGIME = 16
 _TINY_S = 1e-9
 
 
@@ -36,6 +37,9 @@ def quantile(ordered: Sequence[float], q: float) -> float:
 class DurationQuantile:
     """Recent durations: it forgets slowly and shrugs off single outliers.
 
+    When `_REGIME` in a row are all below half of what is expected, whatever made it slow has gone
+    and all before them is forgotten.
+
     Attributes:
         estimate_s: a high quantile, for whether somebody will be in time.
         typical_s: the median, for how many to take together. A high quantile would be too much
@@ -45,13 +49,17 @@ class DurationQuantile:
 
     def __init__(self, unknown_s: float) -> None:
         self._recent: deque[float] = deque(maxlen=128)
-        self._count = 0
+        self._count = self._faster = 0
         self.estimate_s = self.typical_s = unknown_s
 
     def observe(self, duration_s: float) -> None:
         """Take in one measured duration."""
         self._recent.append(duration_s)
         self._count += 1
+        self._faster = self._faster + 1 if duration_s < self.estimate_s / 2 else 0
+        if self._faster >= _REGIME:
+            self._recent = deque(list(self._recent)[-_REGIME:], maxlen=self._recent.maxlen)
+            self._faster = 0
         if self._count % _REFRESH_EVERY == 0 or self._count < _REFRESH_EVERY:
             ordered = sorted(self._recent)
             self.estimate_s, self.typical_s = quantile(ordered, 0.95), quantile(ordered, 0.5)

@@ -34,14 +34,20 @@ from policy_server.requests import Answer, EngineRequest, Outcome, Refusal, Requ
 SUPERSEDED = "a newer request of this session has arrived"
 SHUTTING_DOWN = "the server is shutting down; reconnect and ask again"
 
-_PATIENCE_CALLS = 32
-"""Calls that a late request may be passed over before it goes first."""
+_PATIENCE_CALLS, _CALLS_FOR_LATE = 32, 0.25
+"""A late request may be passed over so often before it goes first; more often where all of them
+together would take more than such a share of the calls."""
 _LOSS = 0.1
 """A call is large enough when a row costs within 10% of what it would in an endless one."""
 _QUEUE_SHARE = 0.25
 """See `allocate_steps`."""
 _SCARCE = 0.5
 """Steps are cut when fewer of the slots are free: whoever finds none would get nothing."""
+_SURPRISE_S, _SURPRISE_SHARE = 0.008, 0.5
+"""Steps beyond the fewest leave so much of a budget free, at most such a share of it, even when no
+pause has been seen for long: two time slices of a neighbour, who may come at any moment."""
+_STALL_SHARE = 0.75
+"""At most such a share is left free for pauses that have been seen. Longer ones make late anyway."""
 _PAUSE_S = 0.001
 """A call that ends so much later than predicted delays all that was promised."""
 _WORTH = 0.25
@@ -124,17 +130,18 @@ class Engine:
         older = self._admission.waiting_of(request.key[0])
         if older is not None and older.key[1] > request.key[1]:
             return [Refusal(request, SupersededError(SUPERSEDED))]
-        error, displaced = self._admission.admit(request, older, len(self._slot_of))
-        if error is not None:
-            return [Refusal(request, error)]
+        decision = self._admission.admit(request, older, len(self._slot_of))
+        if decision.error is not None:
+            return [Refusal(request, decision.error)]
         refusals = []
         if older is not None:
             self._release(older.key)
             refusals.append(Refusal(older, SupersededError(SUPERSEDED)))
-        if displaced is not None:
-            self._release(displaced.request.key)
-            refusals.append(displaced)
-        self._slot_of[request.key] = self._rows.add(request, self._calls)
+        if decision.displaced is not None:
+            self._release(decision.displaced.request.key)
+            refusals.append(decision.displaced)
+        slot = self._slot_of[request.key] = self._rows.add(request, self._calls)
+        self._rows.yields[slot] = decision.yields
         return refusals
 
     def cancel(self, key: RequestKey) -> list[Refusal]:
@@ -242,7 +249,12 @@ class Engine:
         if steps.max_useful_steps > steps.min_steps and not rows.fixed[slots].all():
             free = 1 - (len(slots) - 1) / rows.size
             queue_share = _QUEUE_SHARE * min(1.0, free / _SCARCE)
-            given = allocate_steps(demand, self._cost.stall_s, queue_share, price)
+            budget_s = rows.budget_s[slots]
+            spare_s = np.maximum(
+                np.minimum(_SURPRISE_S, _SURPRISE_SHARE * budget_s),
+                np.minimum(self._cost.stall_s, _STALL_SHARE * budget_s),
+            )
+            given = allocate_steps(demand, spare_s, queue_share, price)
         if self._suspects:
             chosen = np.flatnonzero(slots == min(self._suspects))
         else:
@@ -264,18 +276,27 @@ class Engine:
         time_left_s = rows.deadline_s[slots] - now_s - cost.finish.estimate_s
         encode_s = np.where(begun, 0.0, cost.encode.typical_s)
         late = fewest * price.step_s(network_rows) + encode_s > time_left_s
-        overdue = late & (self._calls - rows.last_call[slots] >= _PATIENCE_CALLS)
+        waited_s = now_s - rows.deadline_s[slots] + rows.budget_s[slots]
+        pressing = ~begun & (waited_s + price.full_call_s > self._limits.max_call_s)
+        patience = max(_PATIENCE_CALLS, np.count_nonzero(late) / _CALLS_FOR_LATE)
+        overdue = late & (self._calls - rows.last_call[slots] >= patience)
         return Demand(
-            network_rows, executed, fewest, most, encode_s, time_left_s - encode_s, late, overdue
+            network_rows,
+            executed,
+            fewest,
+            most,
+            encode_s,
+            time_left_s - encode_s,
+            pressing,
+            rows.yields[slots],
+            late,
+            overdue,
         )
 
     def _price(self) -> CallPrice:
         cost = self._cost
-        return CallPrice(
-            cost.per_call_s,
-            cost.per_row_s,
-            max(2, cost.efficient_rows(self._limits.max_call_s, _LOSS)),  # one guided request
-        )
+        pairs = cost.efficient_rows(self._limits.max_call_s, _LOSS) // 2  # of guided requests
+        return CallPrice(cost.per_call_s, cost.per_row_s, 2 * max(1, pairs))
 
     def _plan_again(self, slots: Slots, given: npt.NDArray[np.int64]) -> None:
         """Fit the plans of those that take part to the steps that they are given."""

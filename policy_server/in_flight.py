@@ -24,10 +24,11 @@ class InFlight:
         request: by slot; None where it is free.
         used: bool [size].
         begun: bool [size], encoded and in possession of a plan.
-        deadline_s: float64 [size].
+        deadline_s, budget_s: float64 [size], when it is due, and how long after its arrival.
         network_rows: int64 [size], of one step.
         fixed: bool [size], the client named the step count.
         patient: bool [size], answered however late.
+        yields: bool [size], let in on condition that others go first.
         steps_left: int64 [size], of the plan; for one that has not begun, fixed or 0.
         executed: int64 [size], steps done.
         last_call: int64 [size], number of the network call that it was last in.
@@ -42,9 +43,11 @@ class InFlight:
         self.used = np.zeros(size, bool)
         self.begun = np.zeros(size, bool)
         self.deadline_s = np.zeros(size)
+        self.budget_s = np.zeros(size)
         self.network_rows = np.zeros(size, np.int64)
         self.fixed = np.zeros(size, bool)
         self.patient = np.zeros(size, bool)
+        self.yields = np.zeros(size, bool)
         self.steps_left = np.zeros(size, np.int64)
         self.executed = np.zeros(size, np.int64)
         self.last_call = np.zeros(size, np.int64)
@@ -76,6 +79,7 @@ class InFlight:
         self.used[slot] = True
         self.begun[slot] = False
         self.deadline_s[slot] = request.deadline_s
+        self.budget_s[slot] = request.deadline_s - request.arrived_s
         self.network_rows[slot] = request.network_rows
         self.fixed[slot] = request.num_steps is not None
         self.patient[slot] = request.patient

@@ -6,6 +6,9 @@ from collections import OrderedDict
 
 _WEIGHT = 0.2
 """Of the latest request in a session's share."""
+_FORGOTTEN_AFTER_S = 2.0
+_LEAST_ROOM, _YIELDS = 0.5, 2.0
+"""See `Shares.room`."""
 
 
 class Shares:
@@ -15,12 +18,14 @@ class Shares:
     finds the server full once finds it full the next time, too.
 
     Args:
-        max_sessions: remembered; those not heard of for longest are forgotten.
+        max_sessions: remembered; those not heard of for longest are forgotten, and all not heard of
+            for two seconds.
     """
 
     def __init__(self, max_sessions: int = 4096) -> None:
         self._max_sessions = max_sessions
-        self._share: OrderedDict[str, float] = OrderedDict()
+        self._share: OrderedDict[str, tuple[float, float]] = OrderedDict()  # and when last heard of
+        self._sum = 0.0
 
     def __len__(self) -> int:
         """Sessions remembered."""
@@ -28,12 +33,29 @@ class Shares:
 
     def of(self, session_id: str) -> float:
         """Share of a session; 0 for one that is not known, so that newcomers are welcome."""
-        return self._share.get(session_id, 0.0)
+        return self._share.get(session_id, (0.0, 0.0))[0]
 
-    def note(self, session_id: str, *, answered: bool) -> None:
+    def room(self, session_id: str) -> float:
+        """Of the queue, so much is open to this session, 0.5 .. 1.
+
+        Whoever is served better than sessions are on average leaves room for those who are not.
+        """
+        if not self._share:
+            return 1.0
+        above = self.of(session_id) - self._sum / len(self._share)
+        return max(_LEAST_ROOM, 1 - _YIELDS * max(0.0, above))
+
+    def note(self, session_id: str, now_s: float, *, answered: bool) -> None:
         """Take in what became of a request."""
-        share = self._share.get(session_id, 0.0)
-        self._share[session_id] = share + _WEIGHT * (answered - share)
+        before = self.of(session_id)
+        share = before + _WEIGHT * (answered - before)
+        self._share[session_id] = share, now_s
         self._share.move_to_end(session_id)
-        if len(self._share) > self._max_sessions:
-            self._share.popitem(last=False)
+        self._sum += share - before
+        while self._is_forgotten(now_s):
+            _, (forgotten, _) = self._share.popitem(last=False)
+            self._sum -= forgotten
+
+    def _is_forgotten(self, now_s: float) -> bool:
+        _, heard_s = next(iter(self._share.values()))
+        return len(self._share) > self._max_sessions or heard_s < now_s - _FORGOTTEN_AFTER_S

@@ -26,6 +26,11 @@ class Clock:
         return self.now_s
 
 
+def budget_for(work_s):
+    """The budget that leaves so much for steps: 8 ms, at most half, are kept for surprises."""
+    return min(2 * work_s, work_s + 0.008)
+
+
 class NullBackend:
     """Computes nothing; calls and encodings take simulated time."""
 

@@ -91,21 +91,17 @@ def mean_steps(outcomes):
     ],
     ids=["elastic", "tight", "tight-fast", "fixed", "odd", "encoding", "lonely", "lonely-fixed"],
 )
-def test_at_three_times_the_load_nobody_starves_and_nothing_is_wasted(request, durations, wish):
-    if wish.get("budget_s") or durations is ODD:
-        request.applymarker(
-            pytest.mark.xfail(reason="known: three quarters of what is carried is in time, not 85%")
-        )
+def test_at_three_times_the_load_nobody_starves_and_nothing_is_wasted(durations, wish):
     world, seconds = machine(durations), 6
     carried = capacity(durations, wish.get("num_steps", 2))
     count = round(3 * carried * PERIOD_S)
     outcomes = world.serve(by_time(robots(world, count, seconds, **wish)))
     good = Counter(o.request.key[0] for o in in_time(outcomes))
     served = [good[f"robot {robot}"] for robot in range(count)]
-    assert sum(served) >= 0.85 * carried * seconds
+    assert sum(served) >= 0.9 * carried * seconds
     assert len(in_time(outcomes)) >= 0.99 * len(answers(outcomes))  # what is let in is in time
     assert min(served) >= 0.5 * np.mean(served)
-    assert np.mean(served) * 3 >= 0.85 * seconds / PERIOD_S
+    assert np.mean(served) * 3 >= 0.9 * seconds / PERIOD_S
 
 
 @pytest.mark.parametrize("durations", [SHARED, LONELY], ids=["shared", "lonely"])
@@ -132,12 +128,8 @@ def test_late_requests_come_to_an_end_under_load_and_make_nobody_else_late(durat
 @pytest.mark.parametrize("durations", [SHARED, LONELY], ids=["shared", "lonely"])
 @pytest.mark.parametrize("late_ones", [16, 100])
 def test_however_many_are_late_the_others_are_served_as_if_they_were_not_there(
-    request, durations, late_ones
+    durations, late_ones
 ):
-    if late_ones == 100 and durations is LONELY:
-        request.applymarker(
-            pytest.mark.xfail(reason="known: late requests that were admitted keep their slots")
-        )
     world, seconds = machine(durations), 2.0
     late = [
         (world.clock() + 0.2, {"session": f"late {n}", "num_steps": 500, "budget_s": 0.01})
@@ -194,14 +186,8 @@ def test_after_overload_service_is_normal_within_one_request_period(durations, j
 @pytest.mark.parametrize(
     "durations", [SHARED, FAST, LONELY, ENCODING], ids=["shared", "fast", "lonely", "encoding"]
 )
-def test_when_a_neighbour_leaves_that_made_calls_slow_service_recovers(request, durations, factor):
+def test_when_a_neighbour_leaves_that_made_calls_slow_service_recovers(durations, factor):
     """Five times slower there are fewer steps at most; fifty times, not even those fit any more."""
-    if durations is ENCODING and factor == 50:
-        request.applymarker(
-            pytest.mark.xfail(
-                reason="known: what encoding takes is forgotten only after 128 requests"
-            )
-        )
     world = machine(durations)
     start_s, over_s = world.clock(), world.clock() + 2
     answered_s, normal_s = (PERIOD_S, PERIOD_S) if factor == 5 else (0.5, 3.0)
@@ -226,13 +212,7 @@ def poisson(world, rate, seconds, **wish):
 
 @pytest.mark.parametrize("wish", [{}, {"num_steps": 5}], ids=["elastic", "fixed"])
 @pytest.mark.parametrize("load", [0.3, 0.9])
-def test_the_first_row_of_a_newcomer_runs_within_the_longest_call_and_one_more(request, wish, load):
-    if load == 0.9 or not wish:
-        request.applymarker(
-            pytest.mark.xfail(
-                reason="known: a newcomer waits for those due before it when a call is full"
-            )
-        )
+def test_the_first_row_of_a_newcomer_runs_within_the_longest_call_and_one_more(wish, load):
     world = machine(SHARED)
     rate = load * capacity(SHARED, wish.get("num_steps", 2))
     outcomes = world.serve(poisson(world, rate, 2.0, **wish))
@@ -310,7 +290,6 @@ def test_a_late_request_that_waits_gives_its_place_to_a_newer_one_of_its_session
     assert answer.request is older
 
 
-@pytest.mark.xfail(reason="known: best effort is ordered by its deadline like all others")
 def test_best_effort_makes_nobody_late_to_whom_time_was_promised():
     world = machine(LONELY, min_steps=4, max_useful_steps=4)
     promised = world.request(0.0105, "promised", guidance_scale=1.0)

@@ -19,7 +19,16 @@ PRICES = st.builds(
 
 
 def demand(
-    network_rows, fewest, most, time_left_s, executed=None, late=None, overdue=None, encode_s=None
+    network_rows,
+    fewest,
+    most,
+    time_left_s,
+    executed=None,
+    late=None,
+    overdue=None,
+    encode_s=None,
+    pressing=None,
+    yields=None,
 ):
     count = len(network_rows)
     return Demand(
@@ -29,6 +38,8 @@ def demand(
         np.array(most, np.int64),
         np.array(encode_s if encode_s is not None else [0.0] * count, np.float64),
         np.array(time_left_s, np.float64),
+        np.array(pressing if pressing is not None else [False] * count, bool),
+        np.array(yields if yields is not None else [False] * count, bool),
         np.array(late if late is not None else [False] * count, bool),
         np.array(overdue if overdue is not None else [False] * count, bool),
     )
@@ -86,7 +97,7 @@ def lowest_level(asked, steps):
 @given(demands_and_prices(), st.sampled_from([0.0, 0.003]))
 def test_nobody_could_have_more_without_the_worst_off_having_less(asked_and_price, spare_s):
     asked, price = asked_and_price
-    steps = allocate_steps(asked, spare_s, 1.0, price)
+    steps = allocate_steps(asked, np.full(len(asked.late), spare_s), 1.0, price)
     assert (steps >= asked.fewest).all()
     assert (steps <= asked.most).all()
     assert (steps[asked.late] == asked.fewest[asked.late]).all()
@@ -115,7 +126,7 @@ def test_nobody_could_have_more_without_the_worst_off_having_less(asked_and_pric
 )
 def test_equal_requests_get_equal_steps_as_many_as_fit(count, rows, time_s, price):
     asked = demand([rows] * count, [2] * count, [10] * count, [time_s] * count)
-    steps = allocate_steps(asked, 0.0, 1.0, price)
+    steps = allocate_steps(asked, np.zeros(len(asked.late)), 1.0, price)
     assert len(set(steps.tolist())) == 1
     step_s = price.per_call_s * max(1, count * rows / price.max_rows)
     step_s += price.per_row_s * rows * count
@@ -128,7 +139,7 @@ def test_equal_requests_get_equal_steps_as_many_as_fit(count, rows, time_s, pric
 def test_who_is_due_later_has_more_when_only_the_first_is_in_a_hurry():
     price = CallPrice(0.0, 0.001, 1)
     asked = demand([1, 1], [1, 1], [10, 10], [0.003, 0.1])
-    assert allocate_steps(asked, 0.0, 1.0, price).tolist() == [3, 10]
+    assert allocate_steps(asked, np.zeros(len(asked.late)), 1.0, price).tolist() == [3, 10]
 
 
 def test_a_share_of_the_queue_leaves_the_rest_of_the_time_unused():
@@ -136,7 +147,7 @@ def test_a_share_of_the_queue_leaves_the_rest_of_the_time_unused():
     price, left_s = CallPrice(0.0, 0.001, 1), 0.1
     asked = demand([1] * 10, [1] * 10, [50] * 10, [left_s] * 10)
     for share in (0.25, 0.5, 1.0):
-        steps = int(allocate_steps(asked, 0.0, share, price)[0])
+        steps = int(allocate_steps(asked, np.zeros(10), share, price)[0])
         waits = [9 * n * 0.001 <= share * (left_s - n * 0.001) for n in (steps, steps + 1)]
         assert waits == [True, False]
 
@@ -146,7 +157,10 @@ def test_a_long_fixed_request_in_the_company_does_not_make_the_shares_coarser():
     for level in range(2, 20):
         left_s = 2 * level * 0.001 + 1e-6
         asked = demand([1, 1, 1], [2, 2, 1000], [20, 20, 1000], [left_s, left_s, 10.0])
-        assert allocate_steps(asked, 0.0, 1.0, price)[:2].tolist() == [level, level]
+        assert allocate_steps(asked, np.zeros(len(asked.late)), 1.0, price)[:2].tolist() == [
+            level,
+            level,
+        ]
 
 
 @given(demands_and_prices(max_requests=6), st.data())

@@ -17,6 +17,7 @@ from policy_server.requests import Answer, Refusal
 from tests.policy_server.simulation import (
     ALPHA_BAR,
     World,
+    budget_for,
     expected_actions,
     expected_actions_2m,
     value_of,
@@ -51,7 +52,8 @@ def test_with_time_to_spare_a_request_gets_all_useful_steps_and_no_more():
 def test_little_time_gives_as_many_steps_as_fit(w, rows):
     world = World()
     # 0.5 ms encoding, then 1 ms a network row
-    (answer,) = world.run(world.request(budget_s=0.0005 + 0.0061 * rows, guidance_scale=w))
+    budget_s = budget_for(0.0005 + 0.0061 * rows)
+    (answer,) = world.run(world.request(budget_s=budget_s, guidance_scale=w))
     assert len(answer.timesteps) == 6
     assert answer.nfe == 6 * rows
     assert answer.deadline_met
@@ -91,7 +93,7 @@ def test_a_fixed_count_is_never_shortened_and_is_answered_late():
 
 def test_when_calls_become_slow_in_mid_flight_the_rest_is_shortened():
     world = World(max_useful_steps=40, max_call_s=0.001)
-    world.engine.submit(world.request(budget_s=0.05))
+    world.engine.submit(world.request(budget_s=budget_for(0.05)))
     for _ in range(6):  # encoding and five steps
         world.engine.advance()
     world.backend.call_s = 0.010
@@ -102,7 +104,7 @@ def test_when_calls_become_slow_in_mid_flight_the_rest_is_shortened():
 
 def test_when_calls_become_fast_in_mid_flight_steps_are_added():
     world = World(max_useful_steps=40, max_call_s=0.001)
-    world.engine.submit(world.request(budget_s=0.021))
+    world.engine.submit(world.request(budget_s=budget_for(0.021)))
     world.engine.advance()
     planned = 1 + int(world.engine._rows.steps_left.max())
     world.backend.call_s = 0.0002
@@ -319,7 +321,7 @@ def test_newcomers_are_not_encoded_at_the_cost_of_one_who_is_in_a_hurry():
     """Three at once, 0.3 ms of encoding each: the urgent one is in time with what it was given."""
     world = World(fixed_s=0.0005, call_s=0.00005, encode_s=0.0003)
     world.run(world.request())
-    urgent = world.request(budget_s=0.00386, session="urgent")
+    urgent = world.request(budget_s=budget_for(0.00386), session="urgent")
     patient = [world.request(budget_s=0.03, session=s, guidance_scale=1.0) for s in "ab"]
     outcomes = {o.request.key[0]: o for o in world.run(urgent, *patient)}
     assert all(outcome.deadline_met for outcome in outcomes.values())
@@ -372,7 +374,7 @@ def test_a_2m_request_that_is_re_planned_goes_on_from_its_last_prediction(
     before_s, after_s, fewest, most, stretched
 ):
     world = multistep_world(max_useful_steps=40, call_s=before_s, max_call_s=min(before_s, after_s))
-    world.engine.submit(world.request(budget_s=0.05))
+    world.engine.submit(world.request(budget_s=budget_for(0.05)))
     for _ in range(6):  # encoding and five steps
         world.engine.advance()
     world.backend.call_s = after_s
