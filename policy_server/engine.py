@@ -47,7 +47,7 @@ _SURPRISE_S, _SURPRISE_SHARE = 0.008, 0.5
 """Steps beyond the fewest leave so much of a budget free, at most such a share of it, even when no
 pause has been seen for long: two time slices of a neighbour, who may come at any moment."""
 _STALL_SHARE = 0.75
-"""At most such a share is left free for pauses that have been seen. Longer ones make late anyway."""
+"""Of a budget, at most so much is left free for pauses that have been seen."""
 _PAUSE_S = 0.001
 """A call that ends so much later than predicted delays all that was promised."""
 _WORTH = 0.25

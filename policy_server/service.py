@@ -198,7 +198,7 @@ class Service:
                     fault = f"the instruction could not be encoded: {type(failure).__name__}"
                     self._refuse(asked, ServerFaultError(fault))
                 else:
-                    self._submit(asked, embedding)
+                    self._submit_late(asked, embedding)
 
     @property
     def encoding_instructions(self) -> bool:
@@ -222,8 +222,21 @@ class Service:
             seed=self._random.getrandbits(63) if request.seed is None else request.seed,
             best_effort=request.best_effort,
         )
-        for refusal in self._engine.submit(engine_request):
+        try:
+            refusals = self._engine.submit(engine_request)
+        except Exception:  # nothing is owed any more once the caller has said so
+            self._addresses.pop(key)
+            raise
+        for refusal in refusals:
             self._answer(refusal)
+
+    def _submit_late(self, asked: _Asked, embedding: Embedding) -> None:
+        """Outside of its message's turn, so a bug must be answered here."""
+        try:
+            self._submit(asked, embedding)
+        except Exception as error:
+            log.exception("request %s could not be handled", asked.request.request_id)
+            self._refuse(asked, ServerFaultError(f"internal: {type(error).__name__}"))
 
     def advance(self) -> None:
         """Have the engine do one piece of work, and send what came out of it.

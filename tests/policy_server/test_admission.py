@@ -1,7 +1,7 @@
 """Who is let in, what is promised by that, and how overload is shared, in simulated time."""
 
 from collections import Counter
-from itertools import chain, pairwise
+from itertools import chain, groupby, pairwise
 
 import numpy as np
 import pytest
@@ -234,6 +234,20 @@ def test_the_more_robots_the_fewer_steps_and_nobody_gets_nothing(durations):
     assert steps[0] == 10
     assert all(fewer <= more + 0.1 for more, fewer in pairwise(steps))
     assert steps[-1] < 2.5
+
+
+@pytest.mark.parametrize("durations", [SHARED, FAST], ids=["shared", "fast"])
+@pytest.mark.parametrize("load", [0.4, 0.6, 0.8])
+def test_steps_are_shared_evenly(durations, load):
+    world = machine(durations)
+    count = round(load * capacity(durations, 2) * PERIOD_S)
+    outcomes = answers(world.serve(by_time(robots(world, count, 3.0))))
+    low, high = np.quantile([len(answer.timesteps) for answer in outcomes], [0.05, 0.95])
+    assert high - low <= 2
+    outcomes.sort(key=lambda answer: answer.request.key[0])
+    means = [mean_steps(its) for _, its in groupby(outcomes, lambda answer: answer.request.key[0])]
+    assert len(means) == count
+    assert min(means) >= 0.6 * np.mean(means)
 
 
 @pytest.mark.xfail(reason="known: what an earlier deadline leaves over is shared out only later")

@@ -261,6 +261,26 @@ def test_a_model_that_raises_costs_one_request(rig):
     assert isinstance(replies[b"c"], ActionChunk)
 
 
+@pytest.mark.parametrize("instruction", ["known", "new"])
+def test_a_bug_in_the_engine_costs_one_request(rig, monkeypatch, instruction):
+    def raises(_request):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(rig.world.engine, "submit", raises)
+    try:
+        rig.act(2, instruction=instruction)
+    except ZeroDivisionError:  # what the reactor answers
+        assert instruction == "known"
+    else:
+        ((address, reply),) = rig.run()
+        assert (address, reply.request_id, reply.code) == (b"s", 2, "server_fault")
+    monkeypatch.undo()
+    rig.act(2)  # nothing is left of it
+    ((_, chunk),) = rig.run()
+    assert chunk.request_id == 2
+    assert rig.service.idle
+
+
 def test_requests_that_share_calls_say_so_and_are_answered_each_at_its_address():
     rig = Rig(fixed_s=0.001)  # so that sharing pays
     rig.act(2)
