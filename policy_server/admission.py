@@ -33,12 +33,13 @@ class Decision:
     Attributes:
         error: why it is refused; None if it is admitted.
         displaced: a request that gives way to it, if one does.
-        yields: it is admitted on condition that all to whom time was promised go first.
+        promised: time is kept free for it. Otherwise, if it is admitted, then on condition that all
+            to whom time was promised go first.
     """
 
     error: CannotServeError | None
     displaced: Refusal | None
-    yields: bool
+    promised: bool
 
 
 class Admission:
@@ -60,22 +61,35 @@ class Admission:
         self._max_in_flight = max_in_flight
         self._waiting: dict[str, EngineRequest] = {}
         self._shares = Shares()
-        self._late = 0
-        self._rows_inside = 0
+        self._unpromised = 0
+        self._rows_promised = 0
         self._price = CallPrice(cost.per_call_s, cost.per_row_s, 2)
         self._backlog = Backlog(0.0)
 
     # ── what has become of requests ──────────────────────────────────────────────────────────────
 
     def waiting_of(self, session_id: str) -> EngineRequest | None:
-        """The request of a session that is admitted and has not begun."""
+        """The request of a session that is inside and has not begun."""
         return self._waiting.get(session_id)
 
+    def entered(self, request: EngineRequest) -> None:
+        """It was admitted and is inside."""
+        self._waiting.pop(request.key[0], None)  # so that the dict is in order of admission
+        self._waiting[request.key[0]] = request
+
     def begun(self, key: RequestKey) -> None:
-        """It is taken into service, or is no longer inside."""
+        """It is taken into service."""
         waiting = self._waiting.get(key[0])
         if waiting is not None and waiting.key == key:
             del self._waiting[key[0]]
+
+    def gone(self, request: EngineRequest, *, promised: bool) -> None:
+        """It is no longer inside."""
+        self.begun(request.key)
+        if promised:
+            self._rows_promised -= request.network_rows
+        else:
+            self._unpromised -= 1
 
     def answered(self, session_id: str) -> None:
         """A request of this session was answered."""
@@ -93,15 +107,13 @@ class Admission:
         Args:
             now_s: engine clock.
             deadline_s: [requests], rising.
-            demand: of the same requests; late ones are promised nothing.
+            demand: of the same requests; nothing is kept free for those that are late or yield.
             price: of calls from now on.
         """
         self._price = price
-        self._late = int(np.count_nonzero(demand.late))
-        on_time = ~demand.late
-        self._rows_inside = int(demand.network_rows[on_time].sum())
-        work_s = (demand.network_rows * demand.fewest)[on_time] * price.row_s
-        self._backlog = Backlog(now_s, deadline_s[on_time].tolist(), work_s.tolist())
+        promised = ~(demand.late | demand.yields)
+        work_s = (demand.network_rows * demand.fewest)[promised] * price.row_s
+        self._backlog = Backlog(now_s, deadline_s[promised].tolist(), work_s.tolist())
 
     def delayed(self, pause_s: float) -> None:
         """All promises will be kept so much later than planned."""
@@ -118,37 +130,34 @@ class Admission:
             inside: requests in flight.
         """
         if not inside:
-            self._backlog, self._late, self._rows_inside = Backlog(self._clock()), 0, 0
+            self._backlog = Backlog(self._clock())
         taken_back = older is not None and self._take_back(older)
-        late_leaves = older is not None and not taken_back
-        self._late -= late_leaves
-        others = inside - (older is not None)
-        error = self._objection(request, others)
+        others, unpromised = inside, self._unpromised
+        if older is not None:
+            others, unpromised = others - 1, unpromised - (not taken_back)
+        error, promised = self._judge(request, others, unpromised)
         displaced = None
         if error is not None and (victim := self._better_served(request)) is not None:
-            promised = self._take_back(victim)
-            if self._objection(request, others - 1) is None:
+            freed = self._take_back(victim)
+            error_then, promised = self._judge(request, others - 1, unpromised - (not freed))
+            if error_then is None:
                 error = None
                 displaced = Refusal(victim, _gives_way())
                 self.refused(victim.key[0])
-            elif promised:
+            elif freed:
                 self._promise(victim)
-        yields = False
         if error is None:
-            spare_s = self._spare_s(request)
-            yields = request.best_effort and self._lateness(request, spare_s) is not None
-            if spare_s >= 0 and not yields:
+            if promised:
                 self._promise(request)
+                self._rows_promised += request.network_rows
             else:
-                self._late += 1
-            self._waiting.pop(request.key[0], None)  # so that the dict is in order of admission
-            self._waiting[request.key[0]] = request
+                self._unpromised += 1
         else:
-            self.refused(request.key[0])
-            self._late += late_leaves
+            if self._calm_spare_s(request) >= 0:  # else it is refused for what it asks, not for us
+                self.refused(request.key[0])
             if older is not None and taken_back:
                 self._promise(older)
-        return Decision(error, displaced, yields)
+        return Decision(error, displaced, promised)
 
     def deadline_error(self, request: EngineRequest, finish_s: float) -> DeadlineError:
         """That it could not be done before `finish_s`."""
@@ -161,29 +170,40 @@ class Admission:
             soonest_s=soonest_s,
         )
 
-    def _objection(self, request: EngineRequest, others: int) -> CannotServeError | None:
-        room = self._max_in_flight * self._shares.room(request.key[0])
-        if others >= self._max_in_flight or others - self._late >= room:
+    def _judge(
+        self, request: EngineRequest, others: int, unpromised: int
+    ) -> tuple[CannotServeError | None, bool]:
+        """Why it is refused, or None; and whether time can be promised to it."""
+        if others >= self._max_in_flight:
             return OverloadedError(
-                f"queue: {others} requests are inside already; send fewer or slower"
-            )
+                f"queue: {others} requests are inside already; send fewer"
+            ), False
+        room = self._shares.room(request.key[0], self._clock())
+        if others - unpromised >= room * self._max_in_flight:
+            return OverloadedError(
+                f"queue: {others} requests are inside already, and other robots were served less"
+            ), False
         spare_s = self._spare_s(request)
         if not others and spare_s < 0:
             # only those that are served tell what calls take now, so a machine that was slow for a
             # while must not stay so in the estimates: whoever finds nobody else here may try
-            calm_s = self._cost.calm_s(self._fewest(request), request.network_rows)
-            spare_s = request.deadline_s - self._clock() - calm_s
-        if request.patient and spare_s < 0:
-            # late whatever else is inside, so it yields to all others, but not its slot
-            crowded = self._late >= max(1, self._max_in_flight // 2)
-            return OverloadedError(f"queue: {self._late} are late already") if crowded else None
-        return None if request.best_effort else self._lateness(request, spare_s)
+            spare_s = self._calm_spare_s(request)
+        if spare_s >= 0 or not request.patient:
+            error = self._lateness(request, spare_s, room)
+            if error is None or not request.best_effort:
+                return error, error is None
+        # it will be late, or may be: it yields to all others, but not its slot
+        if unpromised >= max(1, self._max_in_flight // 2):
+            return OverloadedError(f"queue: {unpromised} that may be late are inside already"), False
+        return None, False
 
-    def _lateness(self, request: EngineRequest, spare_s: float) -> CannotServeError | None:
+    def _lateness(
+        self, request: EngineRequest, spare_s: float, room: float
+    ) -> CannotServeError | None:
         """Why this request, or one that is inside already, would be late."""
         ahead_s = max(0.0, self._backlog.begin_s(request.deadline_s) - self._clock())
         share = _MIN_STEPS_SHARE if request.num_steps is None else _FIXED_SHARE
-        share *= self._shares.room(request.key[0])
+        share *= room
         if ahead_s > share * spare_s:
             if request.num_steps is None:
                 return self.deadline_error(request, self._soonest_s(request, ahead_s, share))
@@ -196,7 +216,7 @@ class Admission:
         return OverloadedError("queue: others would be late that are due later; send fewer")
 
     def _soonest_s(self, request: EngineRequest, ahead_s: float, share: float) -> float:
-        """The earliest deadline that it could have; the later, the more is due before it."""
+        """A deadline that it could have; the later, the more is due before it."""
         now_s = self._clock()
         while True:
             due_s = now_s + ahead_s / share + self._service_s(request)
@@ -207,6 +227,8 @@ class Admission:
 
     def _better_served(self, request: EngineRequest) -> EngineRequest | None:
         """Of the requests that have just been admitted, the one of the best served session."""
+        if request.best_effort:
+            return None
         since_s = self._clock() - _CHANGE_OF_MIND_S
         least = self._shares.of(request.key[0]) + _BETTER_SERVED
         best = None
@@ -226,7 +248,7 @@ class Admission:
     def _service_s(self, request: EngineRequest) -> float:
         """From its beginning to its reply, in calls that it shares with those inside."""
         cost, price = self._cost, self._price
-        others = min(self._rows_inside, price.max_rows - 2)  # one guided request needs no company
+        others = min(self._rows_promised, price.max_rows - 2)  # one guided request needs no company
         call_s = price.per_call_s + price.per_row_s * (request.network_rows + others)
         return cost.encode.estimate_s + self._fewest(request) * call_s + cost.finish.estimate_s
 
@@ -238,15 +260,16 @@ class Admission:
         """Of its time, what would be left if it began at once."""
         return request.deadline_s - self._clock() - self._service_s(request)
 
+    def _calm_spare_s(self, request: EngineRequest) -> float:
+        """The same at the very best."""
+        calm_s = self._cost.calm_s(self._fewest(request), request.network_rows)
+        return request.deadline_s - self._clock() - calm_s
+
     def _promise(self, request: EngineRequest) -> None:
-        self._rows_inside += request.network_rows
         self._backlog.add(request.deadline_s, self._work_s(request))
 
     def _take_back(self, request: EngineRequest) -> bool:
-        if not self._backlog.remove(request.deadline_s, self._work_s(request)):
-            return False
-        self._rows_inside -= request.network_rows
-        return True
+        return self._backlog.remove(request.deadline_s, self._work_s(request))
 
 
 def _gives_way() -> OverloadedError:

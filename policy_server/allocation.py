@@ -79,7 +79,7 @@ class Demand:
     overdue: Bools
 
 
-def allocate_steps(demand: Demand, spare_s: Floats, queue_share: float, price: CallPrice) -> Ints:
+def allocate_steps(demand: Demand, reserve_s: Floats, queue_share: float, price: CallPrice) -> Ints:
     """Steps still to do of each request, such that all are in time if they can be.
 
     Everybody gets the same number of steps in all, its *level*, as far as that is possible: those
@@ -88,8 +88,8 @@ def allocate_steps(demand: Demand, spare_s: Floats, queue_share: float, price: C
 
     Args:
         demand: of all in flight.
-        spare_s: [requests], to be kept free before each deadline, as far as steps beyond the fewest
-            go.
+        reserve_s: [requests], to be kept free before each deadline, as far as steps beyond the
+            fewest go.
         queue_share: of the time that a request has beyond its own work, so much may go to steps of
             others before it. With all of it a standing queue would grow until every answer came
             just before its deadline, with no more answers a second: from old observations, and
@@ -98,14 +98,14 @@ def allocate_steps(demand: Demand, spare_s: Floats, queue_share: float, price: C
     """
     late, fewest, most = demand.late, demand.fewest, demand.most
     if len(late) == 1:  # the same in short
-        fit = (demand.time_left_s[0] - spare_s[0]) / price.step_s(demand.network_rows)[0]
+        fit = (demand.time_left_s[0] - reserve_s[0]) / price.step_s(demand.network_rows)[0]
         return np.array([max(fewest[0], int(min(fit + _ROUNDING_S, most[0])))])
     level = np.full(len(late), np.iinfo(np.int64).max // 2)
     on_time = np.flatnonzero(~late)
     if len(on_time):
         rows, done = demand.network_rows[on_time], demand.executed[on_time]
         low, high = fewest[on_time], most[on_time]
-        left_s = demand.time_left_s[on_time] - np.where(low < high, spare_s[on_time], 0.0)
+        left_s = demand.time_left_s[on_time] - np.where(low < high, reserve_s[on_time], 0.0)
         elastic = low < high
         if not elastic.any() or _fits(rows, high, left_s, queue_share, price).all():
             return np.where(late, fewest, most)
@@ -113,8 +113,8 @@ def allocate_steps(demand: Demand, spare_s: Floats, queue_share: float, price: C
         steps = np.clip(levels[:, None] - done, low, high)
         fits = _fits(rows, steps, left_s, queue_share, price)
         counted = fits.cumprod(axis=0).sum(axis=0)
-        # a fixed count that fits at no level is late whatever the others get: they do not give way
-        hopeless = (counted == 0) & ~elastic
+        # a fixed count, or one that yields, that fits at no level: the others do not give way
+        hopeless = (counted == 0) & (~elastic | demand.yields[on_time])
         highest = np.where(hopeless, len(levels), np.maximum(counted, 1)) - 1
         # whoever is due earlier is part of all that is due later
         shared = np.minimum.accumulate(highest[::-1])[::-1]
@@ -169,17 +169,17 @@ def choose_rows(demand: Demand, steps_left: Ints, price: CallPrice) -> npt.NDArr
         if ((together_s + demand.encode_s.sum() <= time_left_s) | late).all():
             return np.arange(len(steps_left))
     alone_s = steps_left * price.step_s(network_rows)
-    row_steps = network_rows * steps_left
+    row_steps = np.where(late, 0, network_rows * steps_left)  # late ones go last
     before_s = (np.cumsum(row_steps) - row_steps) * price.row_s
     in_time = before_s + alone_s <= time_left_s
     if demand.yields.any() and not in_time[~late].all():
         late = late | demand.yields
-        row_steps = np.where(demand.yields, 0, row_steps)
+        row_steps = np.where(late, 0, row_steps)
         before_s = (np.cumsum(row_steps) - row_steps) * price.row_s
         in_time = before_s + alone_s <= time_left_s
     if in_time[~late].all():
         first = demand.pressing & ~late
-        first_s = np.where(first, network_rows * price.row_s + demand.encode_s, 0.0)
+        first_s = np.where(first, price.step_s(network_rows) + demand.encode_s, 0.0)
         overtaken_s = first_s.sum() - np.cumsum(first_s)
         if not (overtaken_s + before_s + alone_s <= time_left_s)[~late].all():
             first = np.zeros_like(late)

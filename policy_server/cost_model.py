@@ -25,7 +25,8 @@ _STRETCH_S = 0.002
 _PACE_QUANTILE = 0.8
 _STALL_QUANTILE = 0.99
 _REFRESH_EVERY = 8
-_REGIME = 16
+_REGIME = 48
+"""So many in a row are no accident, even if one in twenty is slow."""
 _TINY_S = 1e-9
 
 

@@ -34,9 +34,9 @@ from policy_server.requests import Answer, EngineRequest, Outcome, Refusal, Requ
 SUPERSEDED = "a newer request of this session has arrived"
 SHUTTING_DOWN = "the server is shutting down; reconnect and ask again"
 
-_PATIENCE_CALLS, _CALLS_FOR_LATE = 32, 0.25
-"""A late request may be passed over so often before it goes first; more often where all of them
-together would take more than such a share of the calls."""
+_PATIENCE_CALLS, _LATE_EVERY = 32, 4
+"""A late request may be passed over so often; then it goes first, in one of so many calls at most,
+so that many of them do not stop all others."""
 _LOSS = 0.1
 """A call is large enough when a row costs within 10% of what it would in an endless one."""
 _QUEUE_SHARE = 0.25
@@ -140,8 +140,9 @@ class Engine:
         if decision.displaced is not None:
             self._release(decision.displaced.request.key)
             refusals.append(decision.displaced)
-        slot = self._slot_of[request.key] = self._rows.add(request, self._calls)
-        self._rows.yields[slot] = decision.yields
+        slot = self._rows.add(request, self._calls, promised=decision.promised)
+        self._slot_of[request.key] = slot
+        self._admission.entered(request)
         return refusals
 
     def cancel(self, key: RequestKey) -> list[Refusal]:
@@ -174,8 +175,10 @@ class Engine:
     def _release(self, key: RequestKey) -> None:
         slot = self._slot_of.pop(key)
         self._suspects.discard(slot)
+        request = self._rows.request[slot]
+        assert request is not None
+        self._admission.gone(request, promised=bool(self._rows.promised[slot]))
         self._rows.remove(slot)
-        self._admission.begun(key)
         if not self._slot_of:
             self._call_ended_s = None  # idle from here on
 
@@ -250,11 +253,11 @@ class Engine:
             free = 1 - (len(slots) - 1) / rows.size
             queue_share = _QUEUE_SHARE * min(1.0, free / _SCARCE)
             budget_s = rows.budget_s[slots]
-            spare_s = np.maximum(
+            reserve_s = np.maximum(
                 np.minimum(_SURPRISE_S, _SURPRISE_SHARE * budget_s),
                 np.minimum(self._cost.stall_s, _STALL_SHARE * budget_s),
             )
-            given = allocate_steps(demand, spare_s, queue_share, price)
+            given = allocate_steps(demand, reserve_s, queue_share, price)
         if self._suspects:
             chosen = np.flatnonzero(slots == min(self._suspects))
         else:
@@ -278,8 +281,11 @@ class Engine:
         late = fewest * price.step_s(network_rows) + encode_s > time_left_s
         waited_s = now_s - rows.deadline_s[slots] + rows.budget_s[slots]
         pressing = ~begun & (waited_s + price.full_call_s > self._limits.max_call_s)
-        patience = max(_PATIENCE_CALLS, np.count_nonzero(late) / _CALLS_FOR_LATE)
-        overdue = late & (self._calls - rows.last_call[slots] >= patience)
+        overdue = np.zeros_like(late)
+        if late.any() and self._calls % _LATE_EVERY == 0:
+            passed_over = np.where(late, self._calls - rows.last_call[slots], 0)
+            longest = int(passed_over.argmax())
+            overdue[longest] = passed_over[longest] >= _PATIENCE_CALLS
         return Demand(
             network_rows,
             executed,
@@ -288,15 +294,17 @@ class Engine:
             encode_s,
             time_left_s - encode_s,
             pressing,
-            rows.yields[slots],
+            ~rows.promised[slots],
             late,
             overdue,
         )
 
     def _price(self) -> CallPrice:
-        cost = self._cost
-        pairs = cost.efficient_rows(self._limits.max_call_s, _LOSS) // 2  # of guided requests
-        return CallPrice(cost.per_call_s, cost.per_row_s, 2 * max(1, pairs))
+        cost, inside = self._cost, self._rows
+        max_rows = max(2, cost.efficient_rows(self._limits.max_call_s, _LOSS))
+        if max_rows % 2 and (inside.network_rows[inside.used] == 2).any():
+            max_rows -= 1  # half a guided request is none
+        return CallPrice(cost.per_call_s, cost.per_row_s, max_rows)
 
     def _plan_again(self, slots: Slots, given: npt.NDArray[np.int64]) -> None:
         """Fit the plans of those that take part to the steps that they are given."""

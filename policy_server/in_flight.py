@@ -28,7 +28,7 @@ class InFlight:
         network_rows: int64 [size], of one step.
         fixed: bool [size], the client named the step count.
         patient: bool [size], answered however late.
-        yields: bool [size], let in on condition that others go first.
+        promised: bool [size], time is kept free for it; otherwise others go first.
         steps_left: int64 [size], of the plan; for one that has not begun, fixed or 0.
         executed: int64 [size], steps done.
         last_call: int64 [size], number of the network call that it was last in.
@@ -47,7 +47,7 @@ class InFlight:
         self.network_rows = np.zeros(size, np.int64)
         self.fixed = np.zeros(size, bool)
         self.patient = np.zeros(size, bool)
-        self.yields = np.zeros(size, bool)
+        self.promised = np.zeros(size, bool)
         self.steps_left = np.zeros(size, np.int64)
         self.executed = np.zeros(size, np.int64)
         self.last_call = np.zeros(size, np.int64)
@@ -72,7 +72,7 @@ class InFlight:
         """The requests in these slots."""
         return [r for slot in slots.tolist() if (r := self.request[slot]) is not None]
 
-    def add(self, request: EngineRequest, call: int) -> int:
+    def add(self, request: EngineRequest, call: int, *, promised: bool) -> int:
         """Put a request into a free slot; `call` is the number of the latest network call."""
         slot = self._free.pop()
         self.request[slot] = request
@@ -83,6 +83,7 @@ class InFlight:
         self.network_rows[slot] = request.network_rows
         self.fixed[slot] = request.num_steps is not None
         self.patient[slot] = request.patient
+        self.promised[slot] = promised
         self.steps_left[slot] = request.num_steps or 0
         self.executed[slot] = 0
         self.last_call[slot] = call

@@ -208,7 +208,6 @@ class Service:
     def _submit(self, asked: _Asked, embedding: Embedding) -> None:
         request, defaults = asked.request, self._metadata.defaults
         key = (request.session_id, request.request_id)
-        self._addresses[key] = asked.address
         engine_request = EngineRequest(
             key=key,
             observation=request.observation,
@@ -222,11 +221,8 @@ class Service:
             seed=self._random.getrandbits(63) if request.seed is None else request.seed,
             best_effort=request.best_effort,
         )
-        try:
-            refusals = self._engine.submit(engine_request)
-        except Exception:  # nothing is owed any more once the caller has said so
-            self._addresses.pop(key)
-            raise
+        refusals = self._engine.submit(engine_request)
+        self._addresses[key] = asked.address
         for refusal in refusals:
             self._answer(refusal)
 

@@ -34,11 +34,11 @@ def machine(durations, **options):
     return world
 
 
-def capacity(durations, steps):
-    """Guided requests a second that all of the time is enough for, in calls of `MAX_CALL_S`."""
+def capacity(durations, steps, rows=2):
+    """Requests a second that all of the time is enough for, in calls of `MAX_CALL_S`."""
     fixed_s, row_s = durations["fixed_s"], durations["call_s"]
-    together = max(1, int(min((MAX_CALL_S - fixed_s) / row_s, 10 * fixed_s / row_s) / 2))
-    step_s = fixed_s / together + 2 * row_s
+    together = max(1, int(min((MAX_CALL_S - fixed_s) / row_s, 10 * fixed_s / row_s) / rows))
+    step_s = fixed_s / together + rows * row_s
     return 1 / (steps * step_s + durations["encode_s"])
 
 
@@ -88,12 +88,24 @@ def mean_steps(outcomes):
         (ENCODING, {}),
         (LONELY, {}),
         (LONELY, {"num_steps": 5}),
+        (ODD, {"guidance_scale": 0.0}),
     ],
-    ids=["elastic", "tight", "tight-fast", "fixed", "odd", "encoding", "lonely", "lonely-fixed"],
+    ids=[
+        "elastic",
+        "tight",
+        "tight-fast",
+        "fixed",
+        "odd",
+        "encoding",
+        "lonely",
+        "lonely-fixed",
+        "odd-unguided",
+    ],
 )
 def test_at_three_times_the_load_nobody_starves_and_nothing_is_wasted(durations, wish):
     world, seconds = machine(durations), 6
-    carried = capacity(durations, wish.get("num_steps", 2))
+    rows = 1 if "guidance_scale" in wish else 2
+    carried = capacity(durations, wish.get("num_steps", 2), rows)
     count = round(3 * carried * PERIOD_S)
     outcomes = world.serve(by_time(robots(world, count, seconds, **wish)))
     good = Counter(o.request.key[0] for o in in_time(outcomes))
@@ -101,7 +113,6 @@ def test_at_three_times_the_load_nobody_starves_and_nothing_is_wasted(durations,
     assert sum(served) >= 0.9 * carried * seconds
     assert len(in_time(outcomes)) >= 0.99 * len(answers(outcomes))  # what is let in is in time
     assert min(served) >= 0.5 * np.mean(served)
-    assert np.mean(served) * 3 >= 0.9 * seconds / PERIOD_S
 
 
 @pytest.mark.parametrize("durations", [SHARED, LONELY], ids=["shared", "lonely"])
@@ -135,10 +146,11 @@ def test_however_many_are_late_the_others_are_served_as_if_they_were_not_there(
         (world.clock() + 0.2, {"session": f"late {n}", "num_steps": 500, "budget_s": 0.01})
         for n in range(late_ones)
     ]
-    arrivals = by_time(robots(world, 5, seconds, begin_s=0.3), late)
+    arrivals = by_time(robots(world, 5, seconds, begin_s=0.3, budget_s=0.03), late)
     outcomes = world.serve(arrivals, until_s=world.clock() + 0.3 + seconds)
     regular = of(outcomes, "robot")
-    assert len(in_time(regular)) >= 0.95 * len(regular)
+    assert len(in_time(regular)) == len(regular) > 90
+    assert max(answer.queue_s for answer in regular) <= 2 * MAX_CALL_S
 
 
 @pytest.mark.parametrize("budget_s", [PERIOD_S, 20.0])
@@ -215,8 +227,9 @@ def poisson(world, rate, seconds, **wish):
 def test_the_first_row_of_a_newcomer_runs_within_the_longest_call_and_one_more(wish, load):
     world = machine(SHARED)
     rate = load * capacity(SHARED, wish.get("num_steps", 2))
-    outcomes = world.serve(poisson(world, rate, 2.0, **wish))
-    waits_s = [o.queue_s for o in answers(outcomes)]
+    late = [(world.clock() + 0.5, {"session": "late", "num_steps": 1000, "budget_s": 0.01})]
+    outcomes = world.serve(by_time(poisson(world, rate, 2.0, **wish), late))
+    waits_s = [o.queue_s for o in of(answers(outcomes), "robot")]
     assert max(waits_s) <= 2 * MAX_CALL_S
 
 
@@ -237,17 +250,17 @@ def test_the_more_robots_the_fewer_steps_and_nobody_gets_nothing(durations):
 
 
 @pytest.mark.parametrize("durations", [SHARED, FAST], ids=["shared", "fast"])
-@pytest.mark.parametrize("load", [0.4, 0.6, 0.8])
+@pytest.mark.parametrize("load", [0.3, 0.4])
 def test_steps_are_shared_evenly(durations, load):
     world = machine(durations)
     count = round(load * capacity(durations, 2) * PERIOD_S)
     outcomes = answers(world.serve(by_time(robots(world, count, 3.0))))
     low, high = np.quantile([len(answer.timesteps) for answer in outcomes], [0.05, 0.95])
-    assert high - low <= 2
+    assert high <= 1.7 * low
     outcomes.sort(key=lambda answer: answer.request.key[0])
     means = [mean_steps(its) for _, its in groupby(outcomes, lambda answer: answer.request.key[0])]
     assert len(means) == count
-    assert min(means) >= 0.6 * np.mean(means)
+    assert min(means) >= 0.75 * np.mean(means)
 
 
 @pytest.mark.xfail(reason="known: what an earlier deadline leaves over is shared out only later")

@@ -48,27 +48,40 @@ def test_asking_makes_no_entry():
 
 def test_whoever_is_served_better_than_most_has_less_room_but_at_least_half_of_it():
     shares = Shares()
-    assert shares.room("nobody") == 1
+    assert shares.room("nobody", 1.0) == 1
     for _ in range(50):
         shares.note("spoilt", 1.0, answered=True)
         shares.note("poor", 1.0, answered=False)
-    assert shares.room("poor") == shares.room("nobody") == 1
-    assert shares.room("spoilt") == 0.5
+    assert shares.room("poor", 1.0) == shares.room("nobody", 1.0) == 1
+    assert shares.room("spoilt", 1.0) == 0.5
     shares = Shares()
     for session in "ab":
         for number in range(50):
             shares.note(session, 1.0, answered=session == "a" or number % 5 > 0)
-    assert 0.5 < shares.room("a") < 0.95
-    assert shares.room("b") == 1
+    assert 0.5 < shares.room("a", 1.0) < 0.95
+    assert shares.room("b", 1.0) == 1
 
 
-def test_those_who_have_left_do_not_count():
+def test_new_sessions_that_are_served_take_no_room_from_old_ones():
+    shares = Shares()
+    for _ in range(50):
+        shares.note("old", 1.0, answered=True)
+    for number in range(50):
+        shares.note(f"new {number}", 1.0, answered=True)
+    assert shares.room("old", 1.0) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_those_who_have_left_do_not_count(answered):
     shares = Shares()
     for number in range(100):
-        shares.note(f"gone {number}", 1.0, answered=False)
-    for _ in range(50):
-        shares.note("here", 2.9, answered=True)
-    assert shares.room("here") == 0.5
-    shares.note("here", 3.1, answered=True)
-    assert len(shares) == 1
-    assert shares.room("here") == 1
+        shares.note(f"gone {number}", 1.0, answered=answered)
+    for number in range(51):
+        shares.note("here", 2.9, answered=number % 2 == 0)
+        shares.note("poor", 2.9, answered=False)
+    with_them = shares.room("here", 3.0)
+    without = shares.room("here", 3.1)
+    assert len(shares) == 2
+    expected = 1 - 2 * (shares.of("here") / 2)  # the mean is half of it: "poor" has nothing
+    assert without == pytest.approx(max(0.5, expected), abs=1e-3)
+    assert with_them == (0.5 if not answered else 1.0)
