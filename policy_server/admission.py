@@ -194,7 +194,7 @@ class Admission:
                 return error, error is None
         # it will be late, or may be: it yields to all others, but not its slot
         if unpromised >= max(1, self._max_in_flight // 2):
-            return OverloadedError(f"queue: {unpromised} that may be late are inside already"), False
+            return OverloadedError(f"queue: {unpromised} late ones are inside already"), False
         return None, False
 
     def _lateness(
