@@ -138,8 +138,11 @@ def test_the_conditioning_is_separable(policy):
 
 @pytest.fixture(scope="module")
 def graphs(policy, tmp_path_factory):
+    return load_graphs(policy, tmp_path_factory.mktemp("graphs"))
+
+
+def load_graphs(policy, folder):
     """(guided step, encoder), exported and loaded by ONNX Runtime."""
-    folder = tmp_path_factory.mktemp("graphs")
     export_step(policy, folder / checkpoint.ONNX)
     export_encoder(policy, folder / checkpoint.ENCODER_ONNX)
     options = onnxruntime.SessionOptions()
