@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 
+import onnx
 import pytest
 import torch
 
+from models.export import export_step
 from models.networks.unet1d import Unet1dConfig
-from tests.policies import TINY_SPEC
+from tests.policies import TINY_SPEC, make_policy
 
 CONFIG = replace(Unet1dConfig.for_spec(TINY_SPEC, 5), widths=(16, 24, 32))
 
@@ -43,6 +45,16 @@ def test_far_ends_of_the_chunk_see_each_other_through_the_coarse_levels(widths, 
     output = network.denoise(x_t, torch.zeros(1, network.film_dim))
     (gradient,) = torch.autograd.grad(output[0, 3].sum(), x_t)
     assert (gradient[0] != 0).any(-1).nonzero().flatten().tolist() == list(seen)
+
+
+def test_the_graph_has_products_of_all_rows_for_convolutions(tmp_path):
+    """Nothing else would tell if the exporter came to see the convolutions: only their cost."""
+    policy = make_policy(network=replace(CONFIG, widths=(8, 8), condition_dim=8))
+    export_step(policy, tmp_path / "model.onnx")
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    operations = [node.op_type for node in graph.node]
+    assert "Conv" not in operations
+    assert operations.count("MatMul") + operations.count("Gemm") >= 19  # two a block, and three
 
 
 @pytest.mark.parametrize(
