@@ -47,6 +47,21 @@ def test_far_ends_of_the_chunk_see_each_other_through_the_coarse_levels(widths, 
     assert (gradient[0] != 0).any(-1).nonzero().flatten().tolist() == list(seen)
 
 
+@pytest.mark.parametrize("cut", [0, 1])
+def test_every_level_reaches_the_output_without_the_coarser_ones(cut):
+    """By its skip connection: nothing grows back from below the cut."""
+    network = make_policy(network=CONFIG).network
+    with torch.no_grad():
+        for parameter in network.grow[1 - cut].parameters():  # in the order of the way up
+            parameter.zero_()
+    seen = {}
+    level = network.shrink[cut]  # its input is what the skip connection takes
+    level.register_forward_hook(lambda _, inputs, __: seen.update(skip=inputs[0]))
+    output = network.denoise(torch.randn(2, 8, 2), torch.zeros(2, network.film_dim))
+    (gradient,) = torch.autograd.grad(output.square().sum(), seen["skip"])
+    assert (gradient != 0).all()
+
+
 def test_the_graph_has_products_of_all_rows_for_convolutions(tmp_path):
     """Nothing else would tell if the exporter came to see the convolutions: only their cost."""
     policy = make_policy(network=replace(CONFIG, widths=(8, 8), condition_dim=8))
