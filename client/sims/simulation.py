@@ -66,6 +66,7 @@ class SimulatedRobot:
     Attributes:
         spec: what its policies take and give; spec.task is NAME.
         tasks: what it can be asked for.
+        episode_ticks: after so many an episode is over at the latest.
         simulation: makes one.
         phrasings: name of a list ("known", "validation", "unseen") or path of a JSON file → task →
             what people say.
@@ -73,6 +74,7 @@ class SimulatedRobot:
 
     spec: PolicySpec
     tasks: tuple[str, ...]
+    episode_ticks: int
     simulation: Callable[[], Simulation[Any]]
     phrasings: Callable[[str], dict[str, list[str]]]
 
