@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, permutation_test
 
 from benchmarks import tune
 from benchmarks.choices import (
@@ -82,6 +82,27 @@ def test_pairs_count_not_totals():
     new = won(210, of=300, lost_first=90)  # wins 100 that old loses, loses 90 that old wins
     assert first_unless_better({"old": old, "new": new}) == "old"
     assert first_unless_better({"old": old, "new": won(210)}) == "new"
+
+
+def test_of_scores_the_paired_test_is_scipy_s_permutation_test():
+    rng = np.random.default_rng(3)
+    for shift in (0.0, 0.1, 0.3):
+        one, other = rng.random(11) + shift, rng.random(11)
+        theirs = permutation_test(
+            (one, other), lambda a, b: np.sum(a - b), permutation_type="samples", vectorized=False
+        )
+        assert paired_p_value(one, other) == pytest.approx(theirs.pvalue, abs=0.01)
+    assert paired_p_value([0.5, 0.25], [0.5, 0.25]) == 1.0
+
+
+def test_a_higher_score_is_better_even_if_nothing_is_solved():
+    """Each episode a little better: no success to count, yet no chance either."""
+    old = np.random.default_rng(0).uniform(0.2, 0.6, 50)
+    cells = [
+        Cell(Sampling(5, guidance_scale=w), "known", 100, ("timeout",) * 50, tuple(scores))
+        for w, scores in {0.0: old, 1.0: old + 0.05, 3.0: old[::-1]}.items()
+    ]
+    assert choose_guidance(cells) == 1.0
 
 
 # ── guidance scale ───────────────────────────────────────────────────────────────────────────────

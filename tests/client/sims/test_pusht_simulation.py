@@ -102,7 +102,8 @@ def test_the_score_of_a_shifted_block_is_the_overlap_of_two_bars(
     assert pusht.scores()[task] == pytest.approx(min(1, expected / 0.95), abs=1e-6)
     assert (pusht.outcome(task) == "asked") == (along == 0.0)
     (other,) = set(TASKS) - {task}
-    assert pusht.scores()[other] < 0.5
+    assert pusht.scores()[other] < 0.2
+    assert along > 0 or pusht.scores()[other] == 0.0  # the outlines do not overlap
     assert pusht.outcome(other) is None
 
 
