@@ -1,4 +1,4 @@
-"""Phrasings: every task has its own, and the held-out lists are held out."""
+"""Phrasings: how many there are, and files of one's own; more is in tests/contracts."""
 
 import json
 
@@ -12,38 +12,17 @@ from client.sims.pusht.spec import TASKS as PUSHT_TASKS
 ROBOTS = {"desk": (desk_phrasings, DESK_TASKS), "pusht": (pusht_phrasings, PUSHT_TASKS)}
 
 
-def plain(text):
-    return "".join(c for c in text.lower() if c.isalnum() or c == " ").strip()
-
-
 @pytest.fixture(params=ROBOTS)
 def robot(request):
     return ROBOTS[request.param]
 
 
 @pytest.mark.parametrize("name", ["known", "validation", "unseen"])
-def test_every_task_has_its_own_phrasings(robot, name):
+def test_there_are_enough_to_choose_from_and_they_can_be_asked(robot, name):
     phrasings, tasks = robot
     texts = phrasings.load(name)
-    assert tuple(texts) == tasks
-    owners = {}
-    for task in tasks:
-        for text in texts[task]:
-            assert owners.setdefault(plain(text), task) == task
     assert min(map(len, texts.values())) >= 15
     assert all(len(text.encode()) <= 1000 for task in tasks for text in texts[task])
-
-
-@pytest.mark.parametrize(
-    ("one", "two"), [("known", "validation"), ("known", "unseen"), ("validation", "unseen")]
-)
-def test_the_lists_share_no_sentence(robot, one, two):
-    phrasings, _ = robot
-    first, second = (
-        {plain(text) for texts in phrasings.load(name).values() for text in texts}
-        for name in (one, two)
-    )
-    assert not first & second
 
 
 def test_what_is_known_is_a_grammar_and_sentences_written_by_hand(robot):
