@@ -21,15 +21,16 @@ from tqdm import tqdm
 
 from benchmarks import latency, results
 from benchmarks.budget_report import last_attempts, plot, table_of
-from benchmarks.desk_policy import DeskPolicy
 from benchmarks.episodes import make_specs
 from benchmarks.latency import Asked, Latencies, Question, Samples
 from benchmarks.points import exact_quality
+from benchmarks.robot_policy import RobotPolicy
+from benchmarks.scores import success_fields
 from benchmarks.server_process import running_server
 from benchmarks.statistics import quantile, wilson_interval
 from benchmarks.step_cost import StepCost, fit_step_cost, latency_quantile, samples_for
 from client import PolicyClient
-from client.sims.desk import phrasings as desk_phrasings
+from client.sims.simulation import robot_names
 from models import checkpoint
 from models.guidance import network_rows
 from models.mixtures import QUADRANTS, Mixture
@@ -56,7 +57,7 @@ class BudgetConfig:
         num_steps: counts at which the cost of a step is measured.
         miss_rate: steps "fit" if no more than this share of requests is missed.
         duration_s: how long a count is put to the test at its rate, in wall-clock time.
-        episodes: per task of the desk, for the success that the steps buy.
+        episodes: per task of the robot, for the success that the steps buy.
         mixture: JSON file of a 2-D target {"modes": [condition][mode][2], "std": …} for the
             sampler's own error with that many steps; the built-in quadrants if not given.
         seed: of the order, the observations, starts and phrasings; a report's, so below 100.
@@ -186,26 +187,24 @@ class Quality:
 
     def __init__(self, config: BudgetConfig) -> None:
         self._mixture = QUADRANTS if config.mixture is None else Mixture.load(config.mixture)
-        self._desk: DeskPolicy | None = None
-        if checkpoint.read_manifest(config.checkpoint).spec.task == "desk":
-            self._desk = DeskPolicy(config.checkpoint)
-            self._specs = make_specs(config.episodes, config.seed, desk_phrasings.known())
+        self._policy: RobotPolicy | None = None
+        if checkpoint.read_manifest(config.checkpoint).spec.task in robot_names():
+            self._policy = RobotPolicy(config.checkpoint)
+            phrasings = self._policy.robot.phrasings("known")
+            self._specs = make_specs(config.episodes, config.seed, phrasings)
         self._known: dict[Sampling, dict[str, Any]] = {}
 
     def of(self, sampling: Sampling) -> dict[str, Any]:
-        """Success at the desk (of no other robot), and the sampler's own error on a mixture.
+        """Success of a robot that is simulated here, and the sampler's own error on a mixture.
 
         The latter is without guidance, whatever w: guided samples are not meant to be the target's.
         """
         if sampling not in self._known:
             unguided = dataclasses.replace(sampling, guidance_scale=0.0)
             found = {**_NO_QUALITY, "sw2": exact_quality(self._mixture, unguided)["sw2"]}
-            if self._desk is not None:
-                outcomes = self._desk.play(self._specs, sampling)
-                successes = outcomes.count("asked")
-                found["episodes"] = len(outcomes)
-                found["success_rate"] = successes / len(outcomes)
-                found["success_interval"] = wilson_interval(successes, len(outcomes))
+            if self._policy is not None:
+                played = success_fields(self._specs, self._policy.play(self._specs, sampling))
+                found |= {name: played[name] for name in _NO_QUALITY.keys() & played.keys()}
             self._known[sampling] = found
         return self._known[sampling]
 

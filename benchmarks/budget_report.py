@@ -104,7 +104,7 @@ def plot(rows: Sequence[dict[str, Any]], samples: Samples, miss_rate: float, pat
         ylabel=f"{1 - miss_rate:.10g} quantile of {each} requests, ms",
         title="latency, back to back (dashed: the periods)",
     )
-    panels[2].set(ylabel="episodes, %", ylim=(-4, 104), title="success at the desk, 95% interval")
+    panels[2].set(ylabel="episodes, %", ylim=(-4, 104), title="task success, 95% interval")
     panels[2].legend(fontsize=7, loc="lower left")
     panels[3].set(ylabel="sliced W2", title="the sampler's own error (exact score)")
     if any(row["sw2"] for row in ends):  # an axis without points cannot be logarithmic

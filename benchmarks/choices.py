@@ -1,4 +1,4 @@
-"""Which way of sampling deserves to be the default? Rules on measured outcomes (pure).
+"""Which way of sampling deserves to be the default? Rules on measured episodes (pure).
 
 Everything is judged on the same episodes, and what is cheaper or already there stays unless
 something else is better by more than chance: a change must earn itself.
@@ -10,6 +10,8 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+import numpy as np
 
 from models.grids import GridName
 from models.guidance import network_rows
@@ -23,6 +25,9 @@ USABLE_WITHIN = 0.10
 LEVEL = 0.05
 """Of the test that says whether a difference is more than chance; shared by all candidates."""
 
+_FLIPS = 20_000
+_FLIPS_SEED = 0
+_ROUNDING = 1e-9
 K = TypeVar("K")
 
 
@@ -35,21 +40,29 @@ class Cell:
         phrasings: which list the instructions are from.
         seed: of starts, phrasings and noise.
         outcomes: of each episode.
+        scores: how well what was asked for was done in each, 0..1; none if there is nothing but
+            the outcome.
+        wrong_scores: how well something else was done instead, likewise.
     """
 
     sampling: Sampling
     phrasings: str
     seed: int
     outcomes: tuple[str, ...]
+    scores: tuple[float, ...] = ()
+    wrong_scores: tuple[float, ...] = ()
 
     @property
-    def succeeded(self) -> list[bool]:
-        """Of each episode."""
-        return [outcome == "asked" for outcome in self.outcomes]
+    def merits(self) -> list[float]:
+        """What each episode is judged by: its score if it has one, else 1 for success."""
+        return list(self.scores) or [float(outcome == "asked") for outcome in self.outcomes]
 
     def row(self) -> dict[str, Any]:
         """For result files and the manifest."""
-        how = self.sampling
+        how, scores = self.sampling, {}
+        if self.scores:
+            for name, values in (("score", self.scores), ("wrong_score", self.wrong_scores)):
+                scores[name] = round(sum(values) / len(values), 4)
         return {
             "sampler": how.sampler,
             "grid": how.grid,
@@ -62,6 +75,7 @@ class Cell:
             "episodes": len(self.outcomes),
             "success_rate": round(self.outcomes.count("asked") / len(self.outcomes), 4),
             "opposite_rate": round(self.outcomes.count("opposite") / len(self.outcomes), 4),
+            **scores,
         }
 
 
@@ -82,42 +96,49 @@ class Choice:
     max_useful_steps: int
 
 
-def paired_p_value(one: Sequence[bool], other: Sequence[bool]) -> float:
-    """Two-sided exact p of McNemar's test: how surprising are the episodes that only one wins?
+def paired_p_value(one: Sequence[float], other: Sequence[float]) -> float:
+    """Two-sided p of Fisher's sign-flip test: how surprising is the difference of the two sums?
 
-    Under the null hypothesis each episode in which the two differ is a fair coin (McNemar 1947; the
-    exact binomial form).
+    Under the null hypothesis each episode's difference might as well have the other sign (Fisher
+    1935, §21). Of successes, 1 or 0, that is McNemar's test (1947), in the exact binomial form; of
+    scores it is estimated from random flips, always the same ones.
 
     Args:
-        one: success by episode.
-        other: success in the same episodes.
+        one: success or score by episode.
+        other: of the same episodes.
 
     Raises:
         ValueError: not equally many.
     """
-    only_one = sum(a and not b for a, b in zip(one, other, strict=True))
-    only_other = sum(b and not a for a, b in zip(one, other, strict=True))
-    differ = only_one + only_other
-    tail = sum(math.comb(differ, k) for k in range(min(only_one, only_other) + 1))
-    return min(1.0, 2 * tail / (1 << differ))
+    differences = [a - b for a, b in zip(one, other, strict=True) if a != b]
+    if all(abs(difference) == 1 for difference in differences):
+        differ = len(differences)
+        fewer = min(differences.count(1), differences.count(-1))
+        tail = sum(math.comb(differ, k) for k in range(fewer + 1))
+        return min(1.0, 2 * tail / (1 << differ))
+    rng = np.random.default_rng(_FLIPS_SEED)
+    signs = 2.0 * rng.integers(2, size=(_FLIPS, len(differences)), dtype=np.int8) - 1.0
+    sums = np.abs(signs @ np.array(differences, np.float64))
+    as_surprising = int(np.count_nonzero(sums >= abs(math.fsum(differences)) - _ROUNDING))
+    return (as_surprising + 1) / (_FLIPS + 1)
 
 
-def first_unless_better(succeeded: Mapping[K, Sequence[bool]]) -> K:
-    """The first candidate, unless another succeeds more often by more than chance.
+def first_unless_better(merits: Mapping[K, Sequence[float]]) -> K:
+    """The first candidate, unless another does better by more than chance.
 
     Each is compared with the first, at `LEVEL` over their number (Bonferroni). Among several that
     are better the same rule holds, so the best of them, which may be lucky, is not simply taken.
 
     Args:
-        succeeded: candidate → success by episode, the same episodes for all.
+        merits: candidate → success or score by episode, the same episodes for all.
     """
     first: K
-    first, *others = succeeded
+    first, *others = merits
     better = {
-        other: succeeded[other]
+        other: merits[other]
         for other in others
-        if sum(succeeded[other]) > sum(succeeded[first])
-        and paired_p_value(succeeded[other], succeeded[first]) <= LEVEL / len(others)
+        if sum(merits[other]) > sum(merits[first])
+        and paired_p_value(merits[other], merits[first]) <= LEVEL / len(others)
     }
     return first_unless_better(better) if better else first
 
@@ -128,10 +149,10 @@ def choose_guidance(cells: Sequence[Cell]) -> float:
     Args:
         cells: the same lists of episodes for every w.
     """
-    succeeded: dict[float, list[bool]] = {}
+    merits: dict[float, list[float]] = {}
     for cell in sorted(cells, key=lambda cell: network_rows(cell.sampling.guidance_scale)):
-        succeeded.setdefault(cell.sampling.guidance_scale, []).extend(cell.succeeded)
-    return first_unless_better(succeeded)
+        merits.setdefault(cell.sampling.guidance_scale, []).extend(cell.merits)
+    return first_unless_better(merits)
 
 
 def _smallest_of_run(counts: Iterable[int], good: Collection[int]) -> int:
@@ -148,8 +169,9 @@ def _smallest_of_run(counts: Iterable[int], good: Collection[int]) -> int:
 def choose_pair(cells: Sequence[Cell]) -> Choice:
     """Sampler and grid, how many steps are useful with them, and how few are usable.
 
-    A cell is worse than the best of all if its success is lower by more than a bound and, as the
-    best of many is a little lucky, by more than chance: at `LEVEL` over their number (Bonferroni).
+    A cell is worse than the best of all if its success, or its mean score where there are scores,
+    is lower by more than a bound and, as the best of many is a little lucky, by more than chance:
+    at `LEVEL` over their number (Bonferroni).
     The useful steps of a pair are the smallest count from which on, up to the largest that is not
     worse, none is; the usable ones likewise, at most the useful ones. So a lucky count below a bad
     one does not count, and neither does a bad one at the end.
@@ -161,14 +183,13 @@ def choose_pair(cells: Sequence[Cell]) -> Choice:
     Args:
         cells: the same episodes and the same counts for every pair.
     """
-    best = max(cells, key=lambda cell: sum(cell.succeeded))
+    best = max(cells, key=lambda cell: sum(cell.merits))
     level = LEVEL / max(1, len(cells) - 1)
 
     def not_worse(cell: Cell, bound: float) -> bool:
-        short = sum(best.succeeded) - sum(cell.succeeded)
+        short = sum(best.merits) - sum(cell.merits)
         return (
-            short <= bound * len(best.outcomes)
-            or paired_p_value(best.succeeded, cell.succeeded) > level
+            short <= bound * len(best.outcomes) or paired_p_value(best.merits, cell.merits) > level
         )
 
     pairs: dict[tuple[SamplerName, GridName], dict[int, Cell]] = {}
@@ -186,7 +207,7 @@ def choose_pair(cells: Sequence[Cell]) -> Choice:
 
     def first_unless_better_with(num_steps: int, candidates: Sequence[Choice]) -> Choice:
         return first_unless_better(
-            {one: pairs[one.sampler, one.grid][num_steps].succeeded for one in candidates}
+            {one: pairs[one.sampler, one.grid][num_steps].merits for one in candidates}
         )
 
     fewest = min(one.max_useful_steps for one in choices)

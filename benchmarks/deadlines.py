@@ -7,9 +7,9 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -21,15 +21,16 @@ from rich.table import Table
 from tqdm import tqdm
 
 from benchmarks import results
+from benchmarks.episodes import Ending, EpisodeSpec
+from benchmarks.policy_choice import PolicyChoice
+from benchmarks.scores import score_fields
 from benchmarks.server_process import running_server
 from benchmarks.statistics import p99, quantile, wilson_interval
 from client import ControlLoop, PolicyClient
 from client.loop_stats import LoopStats, RequestRecord
-from client.sims.desk import phrasings as desk_phrasings
-from client.sims.desk.robot import DeskRobot, sample_pool
-from client.sims.desk.spec import TASKS
+from client.sims.real_time import RealTimeRobot, sample_pool
+from client.sims.simulation import SimulatedRobot
 from client.specs import PolicySpec
-from models import checkpoint
 
 Background = Literal["idle", "busy"]
 NumSteps = int | Literal["auto"]
@@ -40,15 +41,15 @@ _HOGS = 2
 _HOG = "while True:\n    pass"
 
 
-@dataclass(frozen=True)
-class DeadlinesConfig:
+@dataclass(frozen=True, kw_only=True)
+class DeadlinesConfig(PolicyChoice):
     """What `python -m benchmarks deadlines` takes.
 
     Attributes:
-        checkpoint: folder of the policy; the bundled one if not given.
         num_steps: step counts to try; auto leaves it to the server's planner.
         background: idle, or busy: two processes that keep two cores at full load.
-        duration_s: of each case, in wall-clock time.
+        duration_s: of each case, in wall-clock time; the episode that it cuts short does not
+            count, so make it many times the longest one (desk: 2.5 s, pusht: 30 s).
         budget_ms: time from when a request is due to when its answer must be there.
         guidance_scale: w; the checkpoint's default if not given.
         backend: what runs the network.
@@ -56,7 +57,6 @@ class DeadlinesConfig:
         out: folder of deadlines.json, deadlines_requests.csv and deadlines.png.
     """
 
-    checkpoint: Path = checkpoint.PRETRAINED / "desk"
     num_steps: tuple[NumSteps, ...] = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, "auto")
     background: tuple[Background, ...] = ("idle", "busy")
     duration_s: float = 20.0
@@ -68,6 +68,7 @@ class DeadlinesConfig:
 
     def __post_init__(self) -> None:
         """Check ranges, naming the field."""
+        super().__post_init__()
         for name in ("duration_s", "budget_ms"):
             if not getattr(self, name) > 0:
                 msg = f"{name}: expected more than 0, got {getattr(self, name)}"
@@ -96,12 +97,26 @@ def _warm_up(policy: PolicyClient, spec: PolicySpec) -> None:
     policy.act(zeros, "warm up", budget_s=10.0, num_steps=1, timeout_s=20.0)
 
 
+@dataclass(frozen=True)
+class Played:
+    """Episodes that came to an end."""
+
+    specs: list[EpisodeSpec] = field(default_factory=list)
+    endings: list[Ending] = field(default_factory=list)
+
+
 def drive(
-    case: _Case, config: DeadlinesConfig, address: str, robot: DeskRobot, rng: random.Random
-) -> tuple[LoopStats, list[str]]:
-    """Drive the desk in real time for `duration_s`; return what the loop counted and outcomes."""
-    phrasings = desk_phrasings.known()
-    outcomes: list[str] = []
+    case: _Case,
+    config: DeadlinesConfig,
+    address: str,
+    robot: RealTimeRobot,
+    words: Callable[[str], str],
+) -> tuple[LoopStats, Played]:
+    """Drive the robot in real time for `duration_s`; return what the loop counted and endings.
+
+    `words` says what it is told when it is asked for a task.
+    """
+    played = Played()
     with PolicyClient(address) as policy:
         metadata = policy.metadata(timeout_s=10.0)
         _warm_up(policy, metadata.spec)
@@ -118,19 +133,21 @@ def drive(
         end_s = time.monotonic() + config.duration_s
         while time.monotonic() < end_s:
             robot.begin_next()
-            instruction = rng.choice(phrasings[robot.task])
+            instruction = words(robot.task)
             loop.begin_episode()
             while robot.outcome is None and time.monotonic() < end_s:
                 loop.step()
             if robot.outcome is not None:
-                outcomes.append(robot.outcome)
-        return loop.drain(), outcomes
+                played.specs.append(EpisodeSpec(config.seed, robot.task, instruction))
+                played.endings.append(Ending(robot.outcome, robot.simulation.scores()))
+        return loop.drain(), played
 
 
 def summarise(
-    case: _Case, config: DeadlinesConfig, served: dict[str, Any], stats: LoopStats, ends: list[str]
+    case: _Case, config: DeadlinesConfig, served: dict[str, Any], stats: LoopStats, played: Played
 ) -> dict[str, Any]:
     """One row of the result."""
+    ends = [ending.outcome for ending in played.endings]
     answered = [r for r in stats.requests if r.latency_s is not None]
     latencies = [r.latency_s for r in answered if r.latency_s is not None]
     staleness = [r.staleness_s for r in stats.requests if r.staleness_s is not None]
@@ -163,26 +180,43 @@ def summarise(
         "success_rate": ends.count("asked") / len(ends) if ends else None,
         "success_interval": wilson_interval(ends.count("asked"), len(ends)) if ends else None,
         "opposite_rate": ends.count("opposite") / len(ends) if ends else None,
+        **(score_fields(played.specs, played.endings) if ends else {}),
     }
+
+
+def _shuffled_tasks(kind: SimulatedRobot, rng: random.Random) -> list[str]:
+    """Every task equally often."""
+    return rng.sample(kind.tasks * _POOL_PER_TASK, len(kind.tasks) * _POOL_PER_TASK)
 
 
 def run(config: DeadlinesConfig, console: Console) -> list[dict[str, Any]]:
     """Measure every case, in random order; what is done is written after each."""
-    manifest = checkpoint.read_manifest(config.checkpoint)
+    manifest, kind = config.read()
     most = manifest.diffusion.num_timesteps
     for count in config.num_steps:
         if count != "auto" and not 1 <= count <= most:
             msg = f"num_steps: expected 1..{most} or auto, got {count}"
             raise ValueError(msg)
+    longest_s = kind.episode_ticks * kind.spec.control_period_s
+    if config.duration_s < longest_s:  # or only those would count that are over early
+        msg = (
+            f"duration_s: expected at least {longest_s:g}, the longest episode of "
+            f"{kind.spec.task!r}, and better ten times that; got {config.duration_s:g}"
+        )
+        raise ValueError(msg)
     rng = random.Random(config.seed)
     cases = [_Case(n, b) for b in config.background for n in config.num_steps]
     order = rng.sample(cases, len(cases))
-    pool = sample_pool(rng.sample(TASKS * _POOL_PER_TASK, len(TASKS) * _POOL_PER_TASK), config.seed)
-    robot = DeskRobot(pool)
+    robot = RealTimeRobot(kind, sample_pool(kind, _shuffled_tasks(kind, rng), config.seed))
+    phrasings = kind.phrasings("known")
+
+    def words(task: str) -> str:
+        return rng.choice(phrasings[task])
+
     rows: dict[_Case, dict[str, Any]] = {}
     records: dict[_Case, list[RequestRecord]] = {}
-    console.print(f"starting a server for {config.checkpoint} (loading, export, calibration) …")
-    with running_server(config.checkpoint, "--backend", config.backend) as server:
+    console.print(f"starting a server for {config.folder} (loading, export, calibration) …")
+    with running_server(config.folder, "--backend", config.backend) as server:
         with PolicyClient(server.address) as client:
             metadata = client.metadata(timeout_s=10.0)
         w = config.guidance_scale
@@ -195,11 +229,11 @@ def run(config: DeadlinesConfig, console: Console) -> list[dict[str, Any]]:
             for case in order:
                 bar.set_postfix_str(f"{case.num_steps} steps, {case.background}")
                 with load_on_all_cores(case.background):
-                    stats, ends = drive(case, config, server.address, robot, rng)
+                    stats, played = drive(case, config, server.address, robot, words)
                 if server.process.poll() is not None:
                     msg = f"the server ended while it was measured with {case}"
                     raise RuntimeError(msg)
-                rows[case] = summarise(case, config, served, stats, ends)
+                rows[case] = summarise(case, config, served, stats, played)
                 records[case] = list(stats.requests)
                 done = [one for one in cases if one in rows]
                 results.write_results(
@@ -214,7 +248,7 @@ def run(config: DeadlinesConfig, console: Console) -> list[dict[str, Any]]:
 
 def write_requests(path: Path, records: dict[_Case, list[RequestRecord]]) -> None:
     """Raw samples: one line a request."""
-    names = [field.name for field in fields(RequestRecord)]
+    names = [one.name for one in fields(RequestRecord)]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["num_steps_asked", "background", *names])
@@ -242,7 +276,8 @@ def table_of(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table(title="deadline misses and task success by denoising steps")
     for name in ("steps", "cores", "requests", "missed", "p50 ms", "max ms"):
         table.add_column(name, justify="right")
-    for name in ("steps given", "starved", "episodes", "success"):
+    scored = any("score" in row for row in rows)
+    for name in ("steps given", "starved", "episodes", "success", *(["score"] if scored else [])):
         table.add_column(name, justify="right")
     for row in rows:
         given = "–" if row["num_steps_p50"] is None else f"{row['num_steps_p50']:g}"
@@ -257,12 +292,15 @@ def table_of(rows: Sequence[dict[str, Any]]) -> Table:
             percent(row["starved"] / max(1, row["control_ticks"])),
             str(row["episodes"]),
             percent(row["success_rate"]),
+            *([f"{row['score']:.3f}" if "score" in row else "–"] if scored else []),
         )
     return table
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Latency against the budget, miss rate and success over step count, idle and busy."""
+    """Latency against the budget, miss rate and success or score over steps, idle and busy."""
+    quality = "score" if any("score" in row for row in rows) else "success"
+    value = "score" if quality == "score" else "success_rate"
     figure = Figure(figsize=(13, 4), layout="constrained")
     panels = figure.subplots(1, 3)
     styles = {"idle": ("tab:blue", "o"), "busy": ("tab:red", "s")}
@@ -271,18 +309,18 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
         mine = [row for row in rows if row["background"] == background]
         fixed = sorted((r for r in mine if r["num_steps"] != "auto"), key=lambda r: r["num_steps"])
         auto = [row for row in mine if row["num_steps"] == "auto"]
-        for panel, name in zip(panels, ("latency_p50_s", "miss_rate", "success_rate"), strict=True):
+        for panel, name in zip(panels, ("latency_p50_s", "miss_rate", value), strict=True):
             scale = 1e3 if name.endswith("_s") else 100
             steps = [row["num_steps"] for row in fixed]
             panel.plot(
                 steps,
-                [np.nan if row[name] is None else scale * row[name] for row in fixed],
+                [np.nan if row.get(name) is None else scale * row[name] for row in fixed],
                 color=color,
                 marker=marker,
                 label=f"fixed steps, {background}",
             )
             for row in auto:
-                if row[name] is not None and row["num_steps_p50"] is not None:
+                if row.get(name) is not None and row["num_steps_p50"] is not None:
                     panel.plot(
                         row["num_steps_p50"],
                         scale * row[name],
@@ -293,10 +331,10 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
                         linestyle="none",
                         label=f"auto, {background}",
                     )
-        known = [row for row in fixed if row["success_interval"] is not None]
+        known = [row for row in fixed if row.get(f"{quality}_interval") is not None]
         panels[2].fill_between(
             [row["num_steps"] for row in known],
-            *([100 * row["success_interval"][end] for row in known] for end in (0, 1)),
+            *([100 * row[f"{quality}_interval"][end] for row in known] for end in (0, 1)),
             color=color,
             alpha=0.12,
             label=f"95% interval, {background}",
@@ -312,7 +350,11 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
         title="latency of answered requests (median)",
     )
     panels[1].set(ylabel="missed requests, %", ylim=(-4, 104), title="deadline misses")
-    panels[2].set(ylabel="episodes, %", ylim=(-4, 104), title="task success")
+    panels[2].set(
+        ylabel="mean score, %" if quality == "score" else "episodes, %",
+        ylim=(-4, 104),
+        title=f"task {quality}",
+    )
     for panel in panels:
         panel.set(xscale="log", xlabel="denoising steps")
         panel.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""Desk episodes in simulated time: many at once, no wall clock, answers as late as one likes.
+"""Episodes in simulated time: many at once, no wall clock, answers as late as one likes.
 
 The robot's side is the real one (observation history, time-indexed action buffer, safe action);
 only the clock and the transport are simulated.
@@ -16,8 +16,8 @@ import numpy.typing as npt
 from client.action_buffer import ActionBuffer
 from client.errors import ServerFaultError
 from client.history import ObservationHistory
-from client.sims.desk.simulation import Desk
-from client.sims.desk.spec import DESK_SPEC, TASKS
+from client.sims.simulation import SimulatedRobot, Simulation
+from client.specs import PolicySpec
 
 MAX_AT_ONCE = 100
 _EPISODE_STREAM = 0xE15
@@ -57,36 +57,51 @@ class EpisodeSpec:
     instruction: str
 
 
-@dataclass
-class _Episode:
-    spec: EpisodeSpec
-    desk: Desk
-    conditions: Callable[[np.random.Generator], Conditions]
-    history: ObservationHistory = field(default_factory=lambda: ObservationHistory(DESK_SPEC))
-    buffer: ActionBuffer = field(
-        default_factory=lambda: ActionBuffer(
-            horizon=DESK_SPEC.horizon,
-            action_dim=DESK_SPEC.action_dim,
-            control_period_s=DESK_SPEC.control_period_s,
-        )
-    )
-    pending: list[tuple[float, float, npt.NDArray[np.float32]]] = field(default_factory=list)
-    grip: float = -1.0
+@dataclass(frozen=True)
+class Ending:
+    """How an episode ended.
 
-    def __post_init__(self) -> None:
-        self.rng = np.random.default_rng(self.spec.seed)
-        self.desk.reset(self.desk.sample_start(self.rng))
+    Attributes:
+        outcome: "asked", "opposite", "other" or "timeout".
+        scores: task → how well that one was done, 0..1; empty if the robot has outcomes only.
+    """
+
+    outcome: str
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+class _Episode:
+    def __init__(
+        self,
+        spec: EpisodeSpec,
+        policy_spec: PolicySpec,
+        simulation: Simulation[Any],
+        conditions: Callable[[np.random.Generator], Conditions],
+    ) -> None:
+        self.spec = spec
+        self.simulation = simulation
+        self.conditions = conditions
+        self.history = ObservationHistory(policy_spec)
+        self.buffer = ActionBuffer(
+            horizon=policy_spec.horizon,
+            action_dim=policy_spec.action_dim,
+            control_period_s=policy_spec.control_period_s,
+        )
+        self.pending: list[tuple[float, float, npt.NDArray[np.float32]]] = []
+        self.rng = np.random.default_rng(spec.seed)
+        self._policy_spec = policy_spec
+        simulation.reset(simulation.sample_start(self.rng))
 
     @property
     def outcome(self) -> str | None:
-        return self.desk.outcome(self.spec.task)
+        return self.simulation.outcome(self.spec.task)
 
     @property
     def now_s(self) -> float:
-        return self.desk.ticks * DESK_SPEC.control_period_s
+        return self.simulation.ticks * self._policy_spec.control_period_s
 
     def observe(self) -> None:
-        self.history.add(self.desk.ticks, self.desk.observation())
+        self.history.add(self.simulation.ticks, self.simulation.observation())
 
     def act(self) -> None:
         """Take in the answers that have arrived, then execute what is due, or hold the pose."""
@@ -97,61 +112,64 @@ class _Episode:
                 self.buffer.add(actions, t_obs_s)
         self.pending = [answer for answer in self.pending if answer[0] > latest_s]
         due = self.buffer.action_at(self.now_s)
-        hold = np.array([0, 0, 0, self.grip], np.float32)
+        hold = self.simulation.safe_action()
         try:
-            action = hold if due is None else DESK_SPEC.validate_action(due)
+            action = hold if due is None else self._policy_spec.validate_action(due)
         except ServerFaultError:  # as the control loop does: it never reaches the robot
             action = hold
-        self.grip = float(action[3])
-        self.desk.step(action)
+        self.simulation.step(action)
 
 
 def play(
+    robot: SimulatedRobot,
     specs: Sequence[EpisodeSpec],
     sample: Sample,
     conditions: Callable[[np.random.Generator], Conditions],
     progress: Callable[[int], object] = lambda _: None,
-    desks: list[Desk] | None = None,
-) -> list[str]:
+    *,
+    simulations: list[Simulation[Any]] | None = None,
+) -> list[Ending]:
     """Play episodes to their end.
 
     Args:
+        robot: who plays.
         specs: what to play.
         sample: the policy.
         conditions: draws, from the episode's own generator, how a request is answered.
         progress: told how many episodes have ended since the last call.
-        desks: simulators to reuse (each takes a fifth of a second to build); grows as needed.
-
-    Returns:
-        "asked", "opposite", "other" or "timeout", one an episode.
+        simulations: to be reused (one may take a fifth of a second to build); grows as needed.
     """
-    desks = [] if desks is None else desks
-    outcomes: list[str] = []
+    simulations = [] if simulations is None else simulations
+    endings: list[Ending] = []
     for first in range(0, len(specs), MAX_AT_ONCE):
         batch = specs[first : first + MAX_AT_ONCE]
-        desks.extend(Desk() for _ in range(len(batch) - len(desks)))
+        simulations.extend(robot.simulation() for _ in range(len(batch) - len(simulations)))
         episodes = [
-            _Episode(spec, desk, conditions) for spec, desk in zip(batch, desks, strict=False)
+            _Episode(spec, robot.spec, simulation, conditions)
+            for spec, simulation in zip(batch, simulations, strict=False)
         ]
-        outcomes.extend(_play_batch(episodes, sample, progress))
-    return outcomes
+        endings.extend(_play_batch(robot.spec, episodes, sample, progress))
+    return endings
 
 
 def _play_batch(
-    episodes: Sequence[_Episode], sample: Sample, progress: Callable[[int], object]
-) -> list[str]:
+    policy_spec: PolicySpec,
+    episodes: Sequence[_Episode],
+    sample: Sample,
+    progress: Callable[[int], object],
+) -> list[Ending]:
     running = list(episodes)
     while running:
         for episode in running:
             episode.observe()
-        if running[0].desk.ticks % DESK_SPEC.exec_steps == 0:
+        if running[0].simulation.ticks % policy_spec.exec_steps == 0:
             _ask(running, sample)
         for episode in running:
             episode.act()
         still = [episode for episode in running if episode.outcome is None]
         progress(len(running) - len(still))
         running = still
-    return [str(episode.outcome) for episode in episodes]
+    return [Ending(str(episode.outcome), episode.simulation.scores()) for episode in episodes]
 
 
 def _ask(episodes: Sequence[_Episode], sample: Sample) -> None:
@@ -165,8 +183,7 @@ def _ask(episodes: Sequence[_Episode], sample: Sample) -> None:
         ]
         histories = [episode.history.stacked() for episode, _ in group]
         observation = {
-            name: np.stack([history[name] for history in histories])
-            for name in DESK_SPEC.observation
+            name: np.stack([history[name] for history in histories]) for name in histories[0]
         }
         seeds = [int(episode.rng.integers(2**63)) for episode, _ in group]
         texts = [episode.spec.instruction for episode, _ in group]
@@ -184,16 +201,13 @@ def make_specs(
     Args:
         episodes_per_task: of each.
         seed: different seeds share no start and no draw.
-        phrasings: task → what people say.
+        phrasings: task → what people say, for every task of the robot, in its order.
     """
+    tasks = tuple(phrasings)
     root = np.random.SeedSequence((seed, _EPISODE_STREAM))
     specs = []
-    for child, index in zip(
-        root.spawn(episodes_per_task * len(TASKS)),
-        range(episodes_per_task * len(TASKS)),
-        strict=True,
-    ):
-        task = TASKS[index % len(TASKS)]
+    for index, child in enumerate(root.spawn(episodes_per_task * len(tasks))):
+        task = tasks[index % len(tasks)]
         rng = np.random.default_rng(child)
         texts = phrasings[task]
         instruction = texts[int(rng.integers(len(texts)))]

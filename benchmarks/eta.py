@@ -16,8 +16,16 @@ from tqdm import tqdm
 
 from benchmarks import points, results
 from benchmarks.episodes import make_specs
-from benchmarks.sweep import Record, SweepConfig, describe, desk_success, pick, point_models
-from client.sims.desk import phrasings as desk_phrasings
+from benchmarks.scores import quality_of
+from benchmarks.sweep import (
+    Record,
+    SweepConfig,
+    describe_points,
+    pick,
+    play_row,
+    point_models,
+    robot_rows,
+)
 from models.sampling import Sampling
 
 NUM_SETS = 2
@@ -30,7 +38,7 @@ class EtaConfig(SweepConfig):
     Attributes:
         eta: values to compare; 0 is deterministic, 1 ancestral DDPM.
         num_steps: step counts on the 2-D target.
-        desk_num_steps: step counts on the desk.
+        desk_num_steps: step counts on the robot.
     """
 
     eta: tuple[float, ...] = (0.0, 0.5, 1.0)
@@ -50,22 +58,21 @@ class EtaConfig(SweepConfig):
 def run(config: EtaConfig) -> list[dict[str, Any]]:
     """Measure every case."""
     record = Record(config.out, "eta", vars(config))
-    desk = config.desk(config.desk_num_steps)
+    policy = config.robot_policy(config.desk_num_steps)
     models = point_models(config.mixture)
     cases = list(itertools.product(models, config.num_steps, config.eta))
     for model, count, eta in tqdm(cases, desc="points", file=sys.stderr):
         sampling = Sampling(count, eta=eta)
-        row = describe("points", model.network, sampling)
-        row |= points.measure(model, sampling, NUM_SETS)
+        row = describe_points(model, sampling) | points.measure(model, sampling, NUM_SETS)
         record.add(row, partial(model.sample, sampling, 0, 1, 0))
-    if desk is not None:
-        specs = make_specs(config.episodes, config.seed, desk_phrasings.known())
+    if policy is not None:
+        name = policy.robot.spec.task
+        specs = make_specs(config.episodes, config.seed, policy.robot.phrasings("known"))
         both = list(itertools.product(config.desk_num_steps, config.eta))
-        for count, eta in tqdm(both, desc="desk", file=sys.stderr):
+        for count, eta in tqdm(both, desc=name, file=sys.stderr):
             sampling = Sampling(count, eta=eta)
-            row = describe("desk", "film_mlp", sampling) | desk_success(desk, specs, sampling)
-            row |= desk.spread(specs, sampling)
-            record.add(row, partial(desk.draw, sampling))
+            row = play_row(policy, specs, sampling) | policy.spread(specs, sampling)
+            record.add(row, partial(policy.draw, sampling))
     record.add_times()
     record.finish()
     return record.rows
@@ -76,18 +83,18 @@ def table_of(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table(title="DDIM by eta (points: sliced W2 ×1000; entropy of modes in nats)")
     for name in ("target", "network", "steps", "eta", "sliced W2", "on mode", "covered"):
         table.add_column(name, justify="left" if name in ("target", "network") else "right")
-    for name in ("entropy", "success", "chunk spread"):
+    judged = [quality_of(row)[0] for row in robot_rows(rows)]
+    for name in ("entropy", judged[0] if judged else "success", "chunk spread"):
         table.add_column(name, justify="right")
     for row in rows:
-        is_desk = row["target"] == "desk"
         table.add_row(
             row["target"],
             row["network"],
             str(row["num_steps"]),
             f"{row['eta']:g}",
             *(
-                ("", "", "", "", f"{row['success_rate']:.1%}", f"{row['chunk_spread']:.4f}")
-                if is_desk
+                ("", "", "", "", f"{quality_of(row)[1]:.1%}", f"{row['chunk_spread']:.4f}")
+                if row["target"] != "points"
                 else (
                     f"{1e3 * row['sw2']:.1f}",
                     f"{row['on_mode']:.1%}",
@@ -101,9 +108,9 @@ def table_of(rows: Sequence[dict[str, Any]]) -> Table:
 
 def plot(config: EtaConfig, rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Quality and diversity over step count, a curve an eta."""
-    desk = pick(rows, target="desk")
-    figure = Figure(figsize=(16, 4) if desk else (11, 4), layout="constrained")
-    panels = figure.subplots(1, 4 if desk else 3)
+    robot = robot_rows(rows)
+    figure = Figure(figsize=(16, 4) if robot else (11, 4), layout="constrained")
+    panels = figure.subplots(1, 4 if robot else 3)
     colors = dict(zip(config.eta, ("tab:blue", "tab:green", "tab:red", "tab:purple"), strict=False))
     for eta, network in itertools.product(config.eta, ("exact", "concat_mlp")):
         mine = pick(rows, target="points", network=network, eta=eta)
@@ -120,9 +127,9 @@ def plot(config: EtaConfig, rows: Sequence[dict[str, Any]], path: Path) -> None:
     for panel, title in zip(panels[:3], titles, strict=True):
         panel.set(title=title)
     panels[0].set(yscale="log")
-    if desk:
+    if robot:
         for eta in config.eta:
-            mine = pick(desk, eta=eta)
+            mine = pick(robot, eta=eta)
             panels[3].plot(
                 [row["num_steps"] for row in mine],
                 [row["chunk_spread"] for row in mine],
@@ -130,7 +137,7 @@ def plot(config: EtaConfig, rows: Sequence[dict[str, Any]], path: Path) -> None:
                 marker="o",
                 label=f"eta = {eta:g}",
             )
-        panels[3].set(title="desk: spread of chunks over seeds")
+        panels[3].set(title=f"{robot[0]['target']}: spread of chunks over seeds")
         panels[3].legend(fontsize=7)
     for panel in panels:
         panel.set(xscale="log", xlabel="denoising steps")

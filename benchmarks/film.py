@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.desk_policy import DeskPolicy
 from benchmarks.episodes import Sample
+from benchmarks.robot_policy import RobotPolicy
 from client.history import ObservationHistory
 from client.sims.desk.render import Camera, Drive, caption, film, save_pictures
 from client.sims.desk.simulation import Desk
@@ -47,7 +47,7 @@ class FilmConfig:
 
 def main(config: FilmConfig) -> None:
     """Play one episode for each instruction and write the pictures."""
-    policy = DeskPolicy(config.checkpoint)
+    policy = RobotPolicy(config.checkpoint)
     sample = policy.sample(policy.sampling)
     desk = Desk()
     pictures: list[Any] = []

@@ -152,7 +152,7 @@ def desk_questions(count: int, seed: int) -> tuple[Question, ...]:
 
 
 def fleet_questions(spec: PolicySpec, seed: int) -> Sequence[Question]:
-    """A few hundred for the desk; for any other robot, zeros."""
+    """A few hundred for the desk, which has experts; fewer starts for any other robot."""
     return desk_questions(QUESTIONS, seed) if spec.task == "desk" else questions_for(spec, seed)
 
 

@@ -18,8 +18,16 @@ from tqdm import tqdm
 from benchmarks import points, results
 from benchmarks.episodes import make_specs
 from benchmarks.points import PointModel
-from benchmarks.sweep import Record, SweepConfig, describe, desk_success, pick, point_models
-from client.sims.desk import phrasings as desk_phrasings
+from benchmarks.scores import quality_of
+from benchmarks.sweep import (
+    Record,
+    SweepConfig,
+    describe_points,
+    pick,
+    play_row,
+    point_models,
+    robot_rows,
+)
 from models.sampling import Sampling
 
 MOST_2M_STEPS = 50
@@ -35,9 +43,9 @@ class GuidanceConfig(SweepConfig):
         guidance_scale: w of Ho & Salimans; 0 is the plain conditional model, −1 ignores the
             condition. diffusers' guidance_scale is 1 + w.
         num_steps: step counts on the 2-D target, on the log-SNR grid.
-        desk_num_steps: step count on the desk.
-        phrasings: what the desk policy is told.
-        episodes: per task of the desk, w and phrasings; 0 leaves the desk out.
+        desk_num_steps: step count on the robot.
+        phrasings: what the robot's policy is told.
+        episodes: per task of the robot, w and phrasings; 0 leaves it out.
     """
 
     guidance_scale: tuple[float, ...] = (-1, 0, 1, 3, 7, 15)
@@ -69,21 +77,28 @@ def point_cases(config: GuidanceConfig) -> list[Sampling]:
 def run(config: GuidanceConfig, models: Sequence[PointModel]) -> list[dict[str, Any]]:
     """Measure every case."""
     record = Record(config.out, "guidance", vars(config))
-    desk = config.desk([config.desk_num_steps])
+    policy = config.robot_policy([config.desk_num_steps])
     cases = list(itertools.product(models, point_cases(config)))
     for model, sampling in tqdm(cases, desc="points", file=sys.stderr):
-        row = describe("points", model.network, sampling) | points.measure(model, sampling)
+        row = describe_points(model, sampling) | points.measure(model, sampling)
         record.add(row, partial(model.sample, sampling, 0, 1, 0))
-    if desk is not None:
+    if policy is not None:
+        name = policy.robot.spec.task
         both = list(itertools.product(config.phrasings, config.guidance_scale))
-        for words, w in tqdm(both, desc="desk", file=sys.stderr):
-            specs = make_specs(config.episodes, config.seed, desk_phrasings.load(words))
-            sampling = desk.sampling(config.desk_num_steps, w)
-            row = describe("desk", "film_mlp", sampling) | desk_success(desk, specs, sampling)
-            record.add({**row, "phrasings": words}, partial(desk.draw, sampling))
+        for words, w in tqdm(both, desc=name, file=sys.stderr):
+            specs = make_specs(config.episodes, config.seed, policy.robot.phrasings(words))
+            sampling = policy.sampling(config.desk_num_steps, w)
+            row = {**play_row(policy, specs, sampling), "phrasings": words}
+            record.add(row, partial(policy.draw, sampling))
     record.add_times()
     record.finish()
     return record.rows
+
+
+def _opposed(row: dict[str, Any]) -> float:
+    """How well something else than what was asked for was done."""
+    opposed: float = row["wrong_score" if "wrong_score" in row else "opposite_rate"]
+    return opposed
 
 
 def table_of(rows: Sequence[dict[str, Any]]) -> Table:
@@ -92,14 +107,15 @@ def table_of(rows: Sequence[dict[str, Any]]) -> Table:
     for name in ("of", "sampler", "steps", "w", "accuracy", "on mode", "at bound"):
         left = name in ("of", "sampler")
         table.add_column(name, justify="left" if left else "right", no_wrap=True)
-    for name in ("covered", "entropy", "success", "opposed"):
+    judged = [quality_of(row)[0] for row in robot_rows(rows)]
+    for name in ("covered", "entropy", judged[0] if judged else "success", "opposed"):
         table.add_column(name, justify="right", no_wrap=True)
     shares = ("accuracy", "on_mode", "at_bound", "mode_coverage")
     for row in rows:
         how = (row["sampler"], str(row["num_steps"]), f"{row['guidance_scale']:g}")
-        if row["target"] == "desk":
-            found = (f"{100 * row[name]:.1f}" for name in ("success_rate", "opposite_rate"))
-            table.add_row(f"desk, {row['phrasings']}", *how, *[""] * 5, *found)
+        if row["target"] != "points":
+            found = (f"{100 * share:.1f}" for share in (quality_of(row)[1], _opposed(row)))
+            table.add_row(f"{row['target']}, {row['phrasings']}", *how, *[""] * 5, *found)
         else:
             found = (f"{100 * row[name]:.1f}" for name in shares)
             name = "exact score" if row["network"] == "exact" else "trained"
@@ -129,10 +145,10 @@ def plot_points(config: GuidanceConfig, models: Sequence[PointModel], path: Path
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Accuracy, on-mode share and entropy over w at each count; success of the desk over w."""
-    desk = pick(rows, target="desk")
-    figure = Figure(figsize=(16, 4) if desk else (12, 4), layout="constrained")
-    panels = figure.subplots(1, 4 if desk else 3)
+    """Accuracy, on-mode share and entropy over w at each count; success of the robot over w."""
+    robot = robot_rows(rows)
+    figure = Figure(figsize=(16, 4) if robot else (12, 4), layout="constrained")
+    panels = figure.subplots(1, 4 if robot else 3)
     scales = list(dict.fromkeys(row["guidance_scale"] for row in rows))
     where = np.arange(len(scales))
     counts = list(dict.fromkeys(row["num_steps"] for row in pick(rows, target="points")))
@@ -152,21 +168,23 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     for panel, title in zip(panels, titles, strict=False):
         panel.set(title=title)
     panels[0].legend(fontsize=7)
-    for words in dict.fromkeys(row["phrasings"] for row in desk):
-        mine = pick(desk, phrasings=words)
-        for name, style in (("success_rate", "-"), ("opposite_rate", ":")):
+    for words in dict.fromkeys(row["phrasings"] for row in robot):
+        mine = pick(robot, phrasings=words)
+        asked, other = ([quality_of(row)[1] for row in mine], [_opposed(row) for row in mine])
+        for name, values, style in (("asked", asked, "-"), ("opposite", other, ":")):
             panels[3].plot(
                 where,
-                [row[name] for row in mine],
+                values,
                 color="tab:blue" if words == "known" else "tab:red",
                 marker="o",
                 linestyle=style,
-                label=f"{'success' if name == 'success_rate' else 'opposite task'}, {words}",
+                label=f"{name} task, {words}",
             )
-        low, high = zip(*(row["success_interval"] for row in mine), strict=True)
+        low, high = zip(*(quality_of(row)[2] for row in mine), strict=True)
         panels[3].fill_between(where, low, high, color=panels[3].lines[-1].get_color(), alpha=0.1)
-    if desk:
-        panels[3].set(title="desk policy, 95% interval")
+    if robot:
+        quality = quality_of(robot[0])[0]
+        panels[3].set(title=f"{robot[0]['target']} policy: {quality}, 95% interval")
         panels[3].legend(fontsize=7)
     for panel in panels:
         panel.set_xticks(where, [f"{w:g}" for w in scales])

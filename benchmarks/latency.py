@@ -22,9 +22,7 @@ import numpy.typing as npt
 from client import CannotServeError, ConnectionLostError, PolicyClient, PolicyError
 from client.history import ObservationHistory
 from client.outstanding import Chunk
-from client.sims.desk import phrasings as desk_phrasings
-from client.sims.desk.simulation import Desk
-from client.sims.desk.spec import TASKS
+from client.sims.simulation import load_robot, robot_names
 from client.specs import PolicySpec
 from client.ticker import Ticker
 
@@ -77,21 +75,22 @@ Samples = list[tuple[dict[str, Any], list[float]]]
 
 
 def questions_for(spec: PolicySpec, seed: int) -> list[Question]:
-    """Starts of the desk, each told one of its tasks; for any other robot, zeros."""
-    if spec.task != "desk":
+    """Starts of a simulated robot, each told one of its tasks; for any other robot, zeros."""
+    if spec.task not in robot_names():
         zeros = {
             name: np.zeros(array.shape, array.dtype) for name, array in spec.observation.items()
         }
         return [Question(zeros, "do nothing in particular")]
     rng = np.random.default_rng(seed)
-    desk = Desk()
-    phrasings = desk_phrasings.known()
+    robot = load_robot(spec.task)
+    simulation = robot.simulation()
+    phrasings = robot.phrasings("known")
     questions = []
     for number in range(_STARTS):
-        desk.reset(desk.sample_start(rng))
+        simulation.reset(simulation.sample_start(rng))
         history = ObservationHistory(spec)
-        history.add(0, desk.observation())
-        instruction = phrasings[TASKS[number % len(TASKS)]][0]
+        history.add(0, simulation.observation())
+        instruction = phrasings[robot.tasks[number % len(robot.tasks)]][0]
         questions.append(Question(history.stacked(), instruction))
     return questions
 

@@ -36,7 +36,7 @@ def describe_machine() -> dict[str, Any]:
         ]
         cpu = names[0] if names else cpu
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    packages = ("torch", "numpy", "onnxruntime-gpu", "pyzmq", "mujoco")
+    packages = ("torch", "numpy", "onnxruntime-gpu", "pyzmq", "mujoco", "pymunk")
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,16 @@ from tqdm import tqdm
 
 from benchmarks import points, results
 from benchmarks.episodes import make_specs
-from benchmarks.sweep import Record, SweepConfig, describe, desk_success, pick, point_models
-from client.sims.desk import phrasings as desk_phrasings
+from benchmarks.scores import quality_of
+from benchmarks.sweep import (
+    Record,
+    SweepConfig,
+    describe_points,
+    pick,
+    play_row,
+    point_models,
+    robot_rows,
+)
 from models.sampling import Sampling
 
 LESSON = {
@@ -69,7 +77,7 @@ def point_cases(num_steps: Sequence[int]) -> list[Sampling]:
     ]
 
 
-def desk_cases(num_steps: Sequence[int]) -> list[Sampling]:
+def robot_cases(num_steps: Sequence[int]) -> list[Sampling]:
     """As for points, less the grid that no server uses."""
     return [sampling for sampling in point_cases(num_steps) if sampling.grid != "leading"]
 
@@ -77,21 +85,20 @@ def desk_cases(num_steps: Sequence[int]) -> list[Sampling]:
 def run(config: StepsConfig) -> list[dict[str, Any]]:
     """Measure every case."""
     record = Record(config.out, "steps", vars(config))
-    desk = config.desk([DDPM_STEPS])
+    policy = config.robot_policy([DDPM_STEPS])
     models = point_models(config.mixture)
     mixture = models[0].mixture
     for name, floor in (("truth", points.truth_quality), ("reference", points.reference_quality)):
         record.add({"target": "points", "network": name, **floor(mixture, NUM_SETS)})
     cases = list(itertools.product(models, point_cases(config.num_steps)))
     for model, sampling in tqdm(cases, desc="points", file=sys.stderr):
-        row = describe("points", model.network, sampling)
-        row |= points.measure(model, sampling, NUM_SETS)
+        row = describe_points(model, sampling) | points.measure(model, sampling, NUM_SETS)
         record.add(row, partial(model.sample, sampling, 0, 1, 0))
-    if desk is not None:
-        specs = make_specs(config.episodes, config.seed, desk_phrasings.known())
-        for sampling in tqdm(desk_cases(config.num_steps), desc="desk", file=sys.stderr):
-            row = describe("desk", "film_mlp", sampling) | desk_success(desk, specs, sampling)
-            record.add(row, partial(desk.draw, sampling))
+    if policy is not None:
+        name = policy.robot.spec.task
+        specs = make_specs(config.episodes, config.seed, policy.robot.phrasings("known"))
+        for sampling in tqdm(robot_cases(config.num_steps), desc=name, file=sys.stderr):
+            record.add(play_row(policy, specs, sampling), partial(policy.draw, sampling))
     record.add_times()
     record.finish()
     return record.rows
@@ -103,12 +110,13 @@ def table_of(rows: Sequence[dict[str, Any]]) -> Table:
     for name in ("sampler", "grid", "steps", "lesson says", "exact", "trained", "on mode"):
         justify: Literal["left", "right"] = "left" if name in ("sampler", "grid") else "right"
         table.add_column(name, justify=justify, no_wrap=True)
-    for name in ("ms", "desk success", "ms"):
+    judged = [f"{row['target']} {quality_of(row)[0]}" for row in robot_rows(rows)]
+    for name in ("ms", judged[0] if judged else "robot", "ms"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in pick(rows, target="points", network="exact"):
         how = {name: row[name] for name in ("sampler", "grid", "num_steps")}
         (trained,) = pick(rows, target="points", network="concat_mlp", **how)
-        desk = pick(rows, target="desk", **how)
+        robot = pick(robot_rows(rows), **how)
         word, seconds = LESSON.get(row["num_steps"], ("", 0.0))
         table.add_row(
             row["sampler"],
@@ -119,8 +127,8 @@ def table_of(rows: Sequence[dict[str, Any]]) -> Table:
             f"{1e3 * trained['sw2']:.1f}",
             f"{row['on_mode']:.1%}",
             f"{1e3 * trained['time_s']:.2f}",
-            f"{desk[0]['success_rate']:.1%}" if desk else "–",
-            f"{1e3 * desk[0]['time_s']:.2f}" if desk else "–",
+            f"{quality_of(robot[0])[1]:.1%}" if robot else "–",
+            f"{1e3 * robot[0]['time_s']:.2f}" if robot else "–",
         )
     for row in rows[:2]:
         table.add_row(row["network"], "", "", "", f"{1e3 * row['sw2']:.1f}", "", "")
@@ -137,7 +145,9 @@ STYLES = {
 }
 
 
-def _curves(panel: Axes, rows: Sequence[dict[str, Any]], name: str, scale: float) -> None:
+def _curves(
+    panel: Axes, rows: Sequence[dict[str, Any]], value: Callable[[dict[str, Any]], float]
+) -> None:
     """One curve a sampler and grid over inference time, step counts written beside DDIM's."""
     for (sampler, grid), (color, marker, label) in STYLES.items():
         mine = sorted(pick(rows, sampler=sampler, grid=grid), key=lambda row: row["num_steps"])
@@ -146,7 +156,7 @@ def _curves(panel: Axes, rows: Sequence[dict[str, Any]], name: str, scale: float
         times = [1e3 * row["time_s"] for row in mine]
         panel.plot(
             times,
-            [scale * row[name] for row in mine],
+            [value(row) for row in mine],
             color=color,
             marker=marker,
             markersize=10 if len(mine) == 1 else 5,
@@ -157,7 +167,7 @@ def _curves(panel: Axes, rows: Sequence[dict[str, Any]], name: str, scale: float
             for row, time_ms in zip(mine, times, strict=True):
                 panel.annotate(
                     str(row["num_steps"]),
-                    (time_ms, scale * row[name]),
+                    (time_ms, value(row)),
                     textcoords="offset points",
                     xytext=(4, 5),
                     fontsize=7,
@@ -166,25 +176,28 @@ def _curves(panel: Axes, rows: Sequence[dict[str, Any]], name: str, scale: float
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Quality over the time of one sample: exact score, trained network, desk."""
-    desk = pick(rows, target="desk")
-    figure = Figure(figsize=(16 if desk else 11, 5), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, 3 if desk else 2))
+    """Quality over the time of one sample: exact score, trained network, robot."""
+    robot = robot_rows(rows)
+    figure = Figure(figsize=(16 if robot else 11, 5), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, 3 if robot else 2))
     for panel, network, title in zip(
         panels[:2], ("exact", "concat_mlp"), ("exact score", "trained network"), strict=True
     ):
-        _curves(panel, pick(rows, target="points", network=network), "sw2", 1.0)
+        mine = pick(rows, target="points", network=network)
+        _curves(panel, mine, lambda row: float(row["sw2"]))
         for row, style in zip(rows[:2], ("--", ":"), strict=True):
             label = {"truth": "perfect samples", "reference": "resolution"}[row["network"]]
             panel.axhline(row["sw2"], color="black", linestyle=style, linewidth=1, label=label)
         panel.set(yscale="log", ylabel="sliced Wasserstein-2 distance", title=f"2-D, {title}")
-    if desk:
-        _curves(panels[2], desk, "success_rate", 100.0)
-        for row in desk:
-            low, high = row["success_interval"]
+    if robot:
+        _curves(panels[2], robot, lambda row: 100 * quality_of(row)[1])
+        for row in robot:
+            quality, _, (low, high) = quality_of(row)
             panels[2].vlines(1e3 * row["time_s"], 100 * low, 100 * high, "grey", linewidth=0.8)
         panels[2].set(
-            ylabel="episodes that succeed, %", ylim=(-4, 104), title="desk policy, 95% interval"
+            ylabel="mean score, %" if quality == "score" else "episodes that succeed, %",
+            ylim=(-4, 104),
+            title=f"{row['target']} policy, 95% interval",
         )
     for panel in panels:
         panel.set(xscale="log", xlabel="time of one sample, ms (numbers: denoising steps)")

@@ -14,22 +14,20 @@ from tqdm import tqdm
 
 from benchmarks import results
 from benchmarks.deadlines import recorded_conditions
-from benchmarks.desk_policy import DeskPolicy
-from benchmarks.episodes import Conditions, EpisodeSpec, make_specs, play
+from benchmarks.episodes import Conditions, Ending, EpisodeSpec, make_specs, play
+from benchmarks.policy_choice import PolicyChoice
+from benchmarks.robot_policy import RobotPolicy
+from benchmarks.scores import score_fields
 from benchmarks.statistics import wilson_interval
-from client.sims.desk import phrasings as desk_phrasings
-from client.sims.desk.spec import TASKS
-from models import checkpoint
 
 OUTCOMES = {"asked": "success", "opposite": "opposite", "other": "other", "timeout": "timeout"}
 
 
-@dataclass(frozen=True)
-class SuccessConfig:
+@dataclass(frozen=True, kw_only=True)
+class SuccessConfig(PolicyChoice):
     """What `python -m benchmarks success` takes.
 
     Attributes:
-        checkpoint: folder of the policy; the bundled one if not given.
         episodes: per task.
         num_steps: denoising steps of every answer.
         guidance_scale: w; 0 is the plain conditional model, −1 ignores the instruction; the
@@ -43,7 +41,6 @@ class SuccessConfig:
         out: folder of success.json.
     """
 
-    checkpoint: Path = checkpoint.PRETRAINED / "desk"
     episodes: int = 50
     num_steps: int = 10
     guidance_scale: float | None = None
@@ -56,6 +53,7 @@ class SuccessConfig:
 
     def __post_init__(self) -> None:
         """Check ranges, naming the field."""
+        super().__post_init__()
         for name in ("episodes", "num_steps"):
             if getattr(self, name) < 1:
                 msg = f"{name}: expected at least 1, got {getattr(self, name)}"
@@ -65,27 +63,31 @@ class SuccessConfig:
             raise ValueError(msg)
 
 
-def success_rows(specs: Sequence[EpisodeSpec], outcomes: Sequence[str]) -> list[dict[str, Any]]:
-    """A row a task and one for all, rates with 95% intervals."""
+def success_rows(specs: Sequence[EpisodeSpec], endings: Sequence[Ending]) -> list[dict[str, Any]]:
+    """A row a task and one for all: rates and, if there are any, mean scores; 95% intervals."""
+    played = list(zip(specs, endings, strict=True))
     rows = []
-    for task in (*TASKS, "all"):
-        mine = [o for s, o in zip(specs, outcomes, strict=True) if task in (s.task, "all")]
+    for task in (*dict.fromkeys(spec.task for spec in specs), "all"):
+        mine = [(spec, ending) for spec, ending in played if task in (spec.task, "all")]
+        outcomes = [ending.outcome for _, ending in mine]
         row: dict[str, Any] = {"task": task, "episodes": len(mine)}
         for outcome, name in OUTCOMES.items():
-            count = mine.count(outcome)
+            count = outcomes.count(outcome)
             row[f"{name}_rate"] = count / len(mine)
             row[f"{name}_interval"] = wilson_interval(count, len(mine))
-        rows.append(row)
+        asked, ended = zip(*mine, strict=True)
+        rows.append(row | score_fields(asked, ended))
     return rows
 
 
 def run(config: SuccessConfig) -> list[dict[str, Any]]:
     """Play the episodes with a progress bar; return the rows."""
-    desk = DeskPolicy(config.checkpoint)
-    desk.sampling(config.num_steps)  # refuses a bad count before anything is played
-    specs = make_specs(config.episodes, config.seed, desk_phrasings.load(config.phrasings))
-    desk.embed([spec.instruction for spec in specs])
-    sample = desk.sample(lambda steps: desk.sampling(steps, config.guidance_scale))
+    _, robot = config.read()
+    policy = RobotPolicy(config.folder)
+    policy.sampling(config.num_steps)  # refuses a bad count before anything is played
+    specs = make_specs(config.episodes, config.seed, robot.phrasings(config.phrasings))
+    policy.embed([spec.instruction for spec in specs])
+    sample = policy.sample(lambda steps: policy.sampling(steps, config.guidance_scale))
     recorded = [(config.delay_ms / 1e3, config.num_steps)]
     if config.replay is not None:
         recorded = recorded_conditions(config.replay, config.replay_background)
@@ -94,15 +96,18 @@ def run(config: SuccessConfig) -> list[dict[str, Any]]:
         return Conditions(*recorded[int(rng.integers(len(recorded)))])
 
     with tqdm(total=len(specs), desc="episodes", unit="episode", file=sys.stderr) as bar:
-        outcomes = play(specs, sample, conditions, bar.update)
-    return success_rows(specs, outcomes)
+        endings = play(robot, specs, sample, conditions, bar.update)
+    return success_rows(specs, endings)
 
 
 def success_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
     """For people."""
     table = Table(title=title)
+    scored = ["score", "wrong_score"] if "score" in rows[0] else []
     for name in ("task", "episodes", "success", "95% interval", "opposite", "other", "timeout"):
         table.add_column(name, justify="left" if name == "task" else "right")
+    for name in scored:
+        table.add_column(name.replace("_", " "), justify="right", no_wrap=True)
     for row in rows:
         low, high = row["success_interval"]
         table.add_row(
@@ -111,6 +116,7 @@ def success_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
             f"{row['success_rate']:.1%}",
             f"{low:.1%} … {high:.1%}",
             *(f"{row[f'{name}_rate']:.1%}" for name in ("opposite", "other", "timeout")),
+            *("{:.3f} ({:.3f}–{:.3f})".format(row[n], *row[f"{n}_interval"]) for n in scored),
         )
     return table
 

@@ -15,11 +15,11 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks import results
-from benchmarks.desk_policy import DeskPolicy
 from benchmarks.episodes import EpisodeSpec
 from benchmarks.points import PointModel
-from benchmarks.statistics import wilson_interval
-from models import checkpoint
+from benchmarks.policy_choice import PolicyChoice
+from benchmarks.robot_policy import RobotPolicy
+from benchmarks.scores import success_fields
 from models.mixtures import QUADRANTS, Mixture
 from models.sampling import Sampling
 from models.train_mixture import trained_network
@@ -29,27 +29,26 @@ _TIMING_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConfig:
+class SweepConfig(PolicyChoice):
     """What every sweep takes.
 
     Attributes:
         mixture: JSON file of the 2-D target {"modes": [condition][mode][2], "std": …}; four
             quadrants with three modes each if not given. For another target a network is trained,
             once (some minutes), into runs/.
-        checkpoint: folder of the desk policy; the bundled one if not given.
-        episodes: per task of the desk, for every way of sampling the same; 0 leaves the desk out.
-        seed: of the desk's starts, phrasings and noise; below 100, larger ones are for choosing.
+        episodes: per task of the robot, for every way of sampling the same; 0 leaves it out.
+        seed: of the robot's starts, phrasings and noise; below 100, larger ones are for choosing.
         out: folder of the results.
     """
 
     mixture: Path | None = None
-    checkpoint: Path = checkpoint.PRETRAINED / "desk"
     episodes: int = 10
     seed: int
     out: Path
 
     def __post_init__(self) -> None:
         """Check ranges, naming the field."""
+        super().__post_init__()
         if self.episodes < 0:
             msg = f"episodes: expected at least 0, got {self.episodes}"
             raise ValueError(msg)
@@ -72,25 +71,20 @@ class SweepConfig:
                 msg = f"{name}: expected {low:g}..{high:g}, got {value:g}"
                 raise ValueError(msg)
 
-    def desk(self, num_steps: Sequence[int]) -> DeskPolicy | None:
-        """The desk policy, loaded and able to take so many steps; None if left out.
+    def robot_policy(self, num_steps: Sequence[int]) -> RobotPolicy | None:
+        """The robot's policy, loaded and able to take so many steps; None if left out.
 
         Called before anything is measured: what is wrong with it is better known early.
 
         Raises:
-            CheckpointError, ValueError: it is unusable, of another task, or its T is too small.
+            CheckpointError, ValueError: it is unusable, of another robot, or its T is too small.
         """
         if not self.episodes:
             return None
-        desk = DeskPolicy(self.checkpoint)
-        if desk.manifest.spec.task != "desk":
-            msg = (
-                f"{self.checkpoint}: expected a policy of the desk, got one of "
-                f"{desk.manifest.spec.task!r}; --episodes 0 leaves the desk out"
-            )
-            raise ValueError(msg)
-        desk.sampling(max(num_steps))
-        return desk
+        self.read(remedy="--episodes 0 leaves the robot out")
+        policy = RobotPolicy(self.folder)
+        policy.sampling(max(num_steps))
+        return policy
 
 
 def point_models(mixture_file: Path | None) -> list[PointModel]:
@@ -104,7 +98,12 @@ def point_models(mixture_file: Path | None) -> list[PointModel]:
     ]
 
 
-def describe(target: str, network: str, sampling: Sampling) -> dict[str, Any]:
+def describe_points(model: PointModel, sampling: Sampling) -> dict[str, Any]:
+    """How a row's points were made."""
+    return _describe("points", model.network, sampling)
+
+
+def _describe(target: str, network: str, sampling: Sampling) -> dict[str, Any]:
     """How a row's samples were made."""
     return {
         "target": target,
@@ -119,18 +118,13 @@ def describe(target: str, network: str, sampling: Sampling) -> dict[str, Any]:
     }
 
 
-def desk_success(
-    desk: DeskPolicy, specs: Sequence[EpisodeSpec], sampling: Sampling
+def play_row(
+    policy: RobotPolicy, specs: Sequence[EpisodeSpec], sampling: Sampling
 ) -> dict[str, Any]:
-    """Success of episodes that are answered at once."""
-    outcomes = desk.play(specs, sampling)
-    asked = outcomes.count("asked")
-    return {
-        "episodes": len(outcomes),
-        "success_rate": asked / len(outcomes),
-        "success_interval": wilson_interval(asked, len(outcomes)),
-        "opposite_rate": outcomes.count("opposite") / len(outcomes),
-    }
+    """A row of episodes that are answered at once."""
+    endings = policy.play(specs, sampling)
+    how = _describe(policy.robot.spec.task, "film_mlp", sampling)
+    return how | success_fields(specs, endings)
 
 
 class Record:
@@ -176,6 +170,11 @@ class Record:
 
     def _write(self, name: str) -> None:
         results.write_results(self._out, name, self._config, self.rows)
+
+
+def robot_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of episodes; the others are of points."""
+    return [row for row in rows if row["target"] != "points"]
 
 
 def pick(rows: Sequence[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]]:  # noqa: ANN401

@@ -26,17 +26,18 @@ from tyro.conf import Positional
 
 from benchmarks import latency, results
 from benchmarks.choices import Cell, Choice, choose_guidance, choose_pair
-from benchmarks.desk_policy import DeskPolicy
 from benchmarks.episodes import make_specs
 from benchmarks.latency import Asked
+from benchmarks.policy_choice import PolicyChoice
+from benchmarks.robot_policy import RobotPolicy
+from benchmarks.scores import right_and_wrong
 from benchmarks.server_process import running_server
 from benchmarks.statistics import quantile
 from benchmarks.step_cost import latency_quantile, samples_for
 from benchmarks.sweep import Record
 from benchmarks.tune_report import plot, recommend, tables_of
 from client import PolicyClient
-from client.sims.desk import phrasings as desk_phrasings
-from client.sims.desk.spec import TASKS
+from client.sims.simulation import SimulatedRobot
 from models import checkpoint
 from models.checkpoint import SERVED_GRIDS, SERVED_SAMPLERS, Manifest, SamplingDefaults
 from models.grids import GridName
@@ -53,11 +54,12 @@ BEYOND = 10
 
 
 @dataclass(frozen=True)
-class TuneConfig:
+class TuneConfig(PolicyChoice):
     """What `python -m benchmarks tune` takes.
 
     Attributes:
-        checkpoint: folder whose manifest is written; of the desk.
+        checkpoint: folder whose manifest is written; with --robot and without this, the bundled
+            policy's.
         budget_ms: time from when a request is due to when its answer must be there.
         miss_rate: largest share of answers that may come later.
         num_steps: step counts to try.
@@ -71,7 +73,7 @@ class TuneConfig:
         out: folder of tune.json (tune.partial.json until it ends), tune_samples.csv and tune.png.
     """
 
-    checkpoint: Positional[Path]
+    checkpoint: Positional[Path | None] = None
     budget_ms: float = 80.0
     miss_rate: float = 1e-3
     num_steps: tuple[int, ...] = (1, 2, 3, 4, 5, 7, 10, 15, 25)
@@ -85,6 +87,9 @@ class TuneConfig:
 
     def __post_init__(self) -> None:
         """Check ranges, naming the field, and keep validation and reports apart."""
+        if self.checkpoint is None and self.robot is None:
+            raise ValueError("checkpoint: expected a folder, or --robot, got neither")
+        super().__post_init__()
         for name in ("num_steps", "sampler", "grid", "guidance_scale"):
             if not getattr(self, name):
                 msg = f"{name}: expected at least one, got none"
@@ -102,6 +107,16 @@ class TuneConfig:
             got = f"{self.num_steps} and {self.episodes}"
             msg = f"num_steps, episodes: expected at least 1, got {got}"
             raise ValueError(msg)
+        self._check_sampling()
+        if self.phrasings == "unseen":
+            msg = "phrasings: expected known, validation or a JSON file, got 'unseen' (for reports)"
+            raise ValueError(msg)
+        if self.seed < 100:
+            msg = f"seed: expected 100 or more (smaller ones are for reports), got {self.seed}"
+            raise ValueError(msg)
+
+    def _check_sampling(self) -> None:
+        """Refuse what a manifest may not name."""
         for name, served in (("sampler", SERVED_SAMPLERS), ("grid", SERVED_GRIDS)):
             rest = [one for one in getattr(self, name) if one not in served]
             if rest:
@@ -116,12 +131,6 @@ class TuneConfig:
         if rest:
             expected = "finite numbers but −1, which ignores the words"
             msg = f"guidance_scale: expected {expected}, got {rest[0]:g}"
-            raise ValueError(msg)
-        if self.phrasings == "unseen":
-            msg = "phrasings: expected known, validation or a JSON file, got 'unseen' (for reports)"
-            raise ValueError(msg)
-        if self.seed < 100:
-            msg = f"seed: expected 100 or more (smaller ones are for reports), got {self.seed}"
             raise ValueError(msg)
 
     @property
@@ -138,30 +147,28 @@ def _can_be_served(sampler: SamplerName, grid: GridName) -> bool:
     return True
 
 
-def read_desk_manifest(config: TuneConfig) -> Manifest:
-    """The manifest to be tuned.
+def read_manifest(config: TuneConfig) -> tuple[Manifest, SimulatedRobot]:
+    """The manifest to be tuned, and whose it is.
 
     Raises:
         CheckpointError: missing or unreadable.
-        ValueError: it is not the desk's, or a step count is larger than T.
+        ValueError: it is of a robot that is not simulated here, or a step count is larger than T.
     """
-    manifest = checkpoint.read_manifest(config.checkpoint)
-    if manifest.spec.task != "desk":
-        msg = (
-            f"{config.checkpoint}: expected a policy of the desk, which is what this plays, got "
-            f"task {manifest.spec.task!r}; measure success by steps with your own robot "
-            "(act(num_steps=N)) and set min_steps, max_useful_steps, defaults and success_by_steps "
-            "with models.checkpoint.write_manifest"
-        )
-        raise ValueError(msg)
+    manifest, robot = config.read(
+        remedy="measure success by steps with your own robot (act(num_steps=N)) and set "
+        "min_steps, max_useful_steps, defaults and success_by_steps with "
+        "models.checkpoint.write_manifest"
+    )
     most = manifest.diffusion.num_timesteps
     if max(config.num_steps) > most:
         msg = f"num_steps: expected 1..{most} (T of this policy), got {max(config.num_steps)}"
         raise ValueError(msg)
-    return manifest
+    return manifest, robot
 
 
-def load_phrasings(config: TuneConfig) -> dict[str, Mapping[str, Sequence[str]]]:
+def load_phrasings(
+    config: TuneConfig, robot: SimulatedRobot
+) -> dict[str, Mapping[str, Sequence[str]]]:
     """Every list that is needed, by name.
 
     Raises:
@@ -170,7 +177,7 @@ def load_phrasings(config: TuneConfig) -> dict[str, Mapping[str, Sequence[str]]]
     found: dict[str, Mapping[str, Sequence[str]]] = {}
     for name in (*GUIDANCE_PHRASINGS, config.phrasings):
         try:
-            found[name] = desk_phrasings.load(name)
+            found[name] = robot.phrasings(name)
         except (OSError, ValueError) as error:
             msg = f"phrasings: expected known, validation or a JSON file, got {name!r}: {error}"
             raise ValueError(msg) from error
@@ -180,14 +187,14 @@ def load_phrasings(config: TuneConfig) -> dict[str, Mapping[str, Sequence[str]]]
 class _Player:
     """Plays the validation episodes, with one progress bar over all stages."""
 
-    def __init__(self, config: TuneConfig, record: Record) -> None:
+    def __init__(self, config: TuneConfig, robot: SimulatedRobot, record: Record) -> None:
         self._episodes = config.episodes
-        self._phrasings = load_phrasings(config)
+        self._phrasings = load_phrasings(config, robot)
         self._record = record
-        self._desk = DeskPolicy(config.checkpoint)
+        self._policy = RobotPolicy(config.folder)
         cells = len(config.guidance_scale) * len(GUIDANCE_PHRASINGS)
         cells += len(config.num_steps) * len(config.pairs)
-        total = cells * config.episodes * len(TASKS)
+        total = cells * config.episodes * len(robot.tasks)
         self.bar = tqdm(total=total, desc="episodes", unit="episode", file=sys.stderr)
 
     def play(self, stage: str, sampling: Sampling, phrasings: str, seed: int) -> Cell:
@@ -195,8 +202,10 @@ class _Player:
         how = (f"{sampling.sampler}, {sampling.grid}", f"w = {sampling.guidance_scale:g}")
         self.bar.set_postfix_str(f"{', '.join(how)}, {sampling.num_steps} steps")
         specs = make_specs(self._episodes, seed, self._phrasings[phrasings])
-        outcomes = self._desk.play(specs, sampling, self.bar.update)
-        cell = Cell(sampling, phrasings, seed, tuple(outcomes))
+        endings = self._policy.play(specs, sampling, self.bar.update)
+        outcomes = tuple(ending.outcome for ending in endings)
+        right, wrong = right_and_wrong(specs, endings)
+        cell = Cell(sampling, phrasings, seed, outcomes, tuple(right), tuple(wrong))
         self._record.add({"stage": stage, **cell.row()})
         return cell
 
@@ -257,7 +266,7 @@ def measure_latency(config: TuneConfig, candidate: Manifest) -> list[dict[str, A
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)  # the checkpoint itself is not touched yet
         for name in candidate.files:
-            shutil.copy(config.checkpoint / name, folder)
+            shutil.copy(config.folder / name, folder)
         checkpoint.write_manifest(folder, candidate)
         with (
             running_server(folder) as server,
@@ -319,9 +328,9 @@ def check_unchanged(folder: Path, manifest: Manifest) -> None:
 
 def run(config: TuneConfig, console: Console) -> list[dict[str, Any]]:
     """All stages; each row is written when it is known, and the manifest at the very end."""
-    manifest = read_desk_manifest(config)
+    manifest, robot = read_manifest(config)
     record = Record(config.out, "tune", vars(config))
-    player = _Player(config, record)
+    player = _Player(config, robot, record)
     with player.bar:
         w = choose_guidance(play_guidance(config, player))
         steps = play_steps(config, player, w)
@@ -333,10 +342,10 @@ def run(config: TuneConfig, console: Console) -> list[dict[str, Any]]:
         record.add({"stage": "latency", **row})
     recommendation = recommend(record.rows, config.miss_rate)
     record.add({"stage": "recommendation", "recommendation": recommendation})
-    check_unchanged(config.checkpoint, manifest)
+    check_unchanged(config.folder, manifest)
     record.finish()
-    checkpoint.write_manifest(config.checkpoint, candidate)
-    console.print(f"wrote {config.checkpoint / checkpoint.MANIFEST}")
+    checkpoint.write_manifest(config.folder, candidate)
+    console.print(f"wrote {config.folder / checkpoint.MANIFEST}")
     return record.rows
 
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from benchmarks.episodes import Conditions, make_specs, play
+from benchmarks.episodes import Conditions, Ending, make_specs, play
 from benchmarks.success import success_rows
 from client.sims.desk.experts import action_for
+from client.sims.desk.robot import ROBOT
 from client.sims.desk.spec import DESK_SPEC, METRES_PER_ACTION, OPPOSITE, TASKS
 
 PHRASINGS = {task: [task] for task in TASKS}  # the "policy" below reads the task off the words
@@ -26,28 +27,32 @@ def at_once(_rng):
     return Conditions(0.0, 10)
 
 
+def outcomes_of(*arguments):
+    return [ending.outcome for ending in play(ROBOT, *arguments)]
+
+
 def test_chunks_of_the_expert_do_what_is_asked():
     specs = make_specs(4, 3, PHRASINGS)
-    outcomes = play(specs, expert_sample, at_once)
+    outcomes = outcomes_of(specs, expert_sample, at_once)
     assert outcomes.count("asked") >= 21  # of 24; open loop for eight ticks, the expert is worse
 
 
 def test_the_opposite_instruction_does_the_opposite():
     specs = make_specs(2, 4, {task: [OPPOSITE[task]] for task in TASKS})
-    outcomes = play(specs, expert_sample, at_once)
+    outcomes = outcomes_of(specs, expert_sample, at_once)
     assert outcomes.count("opposite") >= 10  # of 12
 
 
 def test_an_answer_that_never_comes_moves_nothing():
     specs = make_specs(1, 5, PHRASINGS)
-    outcomes = play(specs, expert_sample, lambda _: Conditions(float("inf"), 10))
+    outcomes = outcomes_of(specs, expert_sample, lambda _: Conditions(float("inf"), 10))
     assert outcomes == ["timeout"] * 6
 
 
 def test_answers_later_than_the_horizon_are_never_executed():
     specs = make_specs(1, 5, PHRASINGS)
     too_late_s = DESK_SPEC.horizon * DESK_SPEC.control_period_s
-    outcomes = play(specs, expert_sample, lambda _: Conditions(too_late_s, 10))
+    outcomes = outcomes_of(specs, expert_sample, lambda _: Conditions(too_late_s, 10))
     assert outcomes == ["timeout"] * 6
 
 
@@ -60,9 +65,9 @@ def test_episodes_depend_on_their_own_seed_alone():
             seen.setdefault(int(seed), state.copy())
         return expert_sample(observation, instructions, seeds, num_steps)
 
-    together = play(specs, record, at_once)
+    together = outcomes_of(specs, record, at_once)
     first, seen = seen, {}
-    alone = [play([spec], record, at_once)[0] for spec in specs]
+    alone = [outcomes_of([spec], record, at_once)[0] for spec in specs]
     assert alone == together
     assert seen.keys() == first.keys()
     for seed, state in seen.items():
@@ -78,7 +83,7 @@ def test_different_seeds_share_nothing():
 def test_rows_add_up():
     specs = make_specs(2, 1, PHRASINGS)
     outcomes = ["asked", "opposite", "other", "timeout"] * 3
-    rows = success_rows(specs, outcomes)
+    rows = success_rows(specs, [Ending(outcome) for outcome in outcomes])
     assert [row["task"] for row in rows] == [*TASKS, "all"]
     assert rows[-1]["episodes"] == 12
     for row in rows:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_1samp
 
-from benchmarks.statistics import p99, quantile, wilson_interval
+from benchmarks.statistics import bootstrap_interval, p99, quantile, wilson_interval
 
 
 @given(st.integers(1, 2000), st.floats(0, 1))
@@ -27,3 +27,18 @@ def test_no_p99_below_a_thousand_samples():
     samples = np.random.default_rng(0).random(1000)
     assert p99(samples) == pytest.approx(np.percentile(samples, 99))
     assert quantile([], 0.5) is None
+
+
+def test_the_bootstrap_interval_of_many_samples_is_that_of_the_t_test():
+    samples = np.random.default_rng(0).beta(2, 1, 400)
+    theirs = ttest_1samp(samples, 0).confidence_interval(0.95)
+    assert bootstrap_interval(samples) == pytest.approx((theirs.low, theirs.high), abs=0.003)
+    assert bootstrap_interval(samples) == bootstrap_interval(samples)
+
+
+def test_the_bootstrap_interval_stays_within_what_was_seen():
+    low, high = bootstrap_interval([1.0] * 9 + [0.0])
+    assert 0.6 <= low < 0.9 < high == 1.0
+    assert bootstrap_interval([0.25]) == (0.25, 0.25)
+    with pytest.raises(ValueError, match="at least one"):
+        bootstrap_interval([])

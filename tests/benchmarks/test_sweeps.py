@@ -177,7 +177,9 @@ def test_an_unusable_desk_is_found_before_anything_is_measured(tmp_path, monkeyp
         eta.main(EtaConfig(checkpoint=tmp_path / "nowhere", out=tmp_path / "out"))
     save_checkpoint(tmp_path / "tiny", make_policy())
     config = EtaConfig(checkpoint=tmp_path / "tiny", out=tmp_path / "out")
-    with pytest.raises(ValueError, match="expected a policy of the desk, got one of 'tiny'"):
+    with pytest.raises(
+        ValueError, match=r"expected a policy of a robot .* got one of 'tiny'; --episodes 0"
+    ):
         eta.main(config)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, permutation_test
 
 from benchmarks import tune
 from benchmarks.choices import (
@@ -19,8 +19,9 @@ from benchmarks.choices import (
     first_unless_better,
     paired_p_value,
 )
-from benchmarks.desk_policy import DeskPolicy
+from benchmarks.episodes import Ending
 from benchmarks.latency import Latencies
+from benchmarks.robot_policy import RobotPolicy
 from benchmarks.server_process import running_server
 from benchmarks.tune import TuneConfig
 from benchmarks.tune_report import recommend
@@ -81,6 +82,27 @@ def test_pairs_count_not_totals():
     new = won(210, of=300, lost_first=90)  # wins 100 that old loses, loses 90 that old wins
     assert first_unless_better({"old": old, "new": new}) == "old"
     assert first_unless_better({"old": old, "new": won(210)}) == "new"
+
+
+def test_of_scores_the_paired_test_is_scipy_s_permutation_test():
+    rng = np.random.default_rng(3)
+    for shift in (0.0, 0.1, 0.3):
+        one, other = rng.random(11) + shift, rng.random(11)
+        theirs = permutation_test(
+            (one, other), lambda a, b: np.sum(a - b), permutation_type="samples", vectorized=False
+        )
+        assert paired_p_value(one, other) == pytest.approx(theirs.pvalue, abs=0.01)
+    assert paired_p_value([0.5, 0.25], [0.5, 0.25]) == 1.0
+
+
+def test_a_higher_score_is_better_even_if_nothing_is_solved():
+    """Each episode a little better: no success to count, yet no chance either."""
+    old = np.random.default_rng(0).uniform(0.2, 0.6, 50)
+    cells = [
+        Cell(Sampling(5, guidance_scale=w), "known", 100, ("timeout",) * 50, tuple(scores))
+        for w, scores in {0.0: old, 1.0: old + 0.05, 3.0: old[::-1]}.items()
+    ]
+    assert choose_guidance(cells) == 1.0
 
 
 # ── guidance scale ───────────────────────────────────────────────────────────────────────────────
@@ -323,14 +345,14 @@ def test_only_what_a_manifest_may_name_is_tried(tmp_path):
 
 
 def test_phrasings_that_do_not_exist_are_refused_before_anything_is_played(desk, monkeypatch):
-    monkeypatch.setattr(DeskPolicy, "play", lambda *_: pytest.fail("played"))
+    monkeypatch.setattr(RobotPolicy, "play", lambda *_: pytest.fail("played"))
     with pytest.raises(ValueError, match=r"phrasings: expected known.*got 'nosuch'"):
         tune.main(small(desk, phrasings="nosuch"))
 
 
 def test_another_robot_s_policy_is_not_played_at_the_desk(tmp_path):
     save_checkpoint(tmp_path, make_policy())
-    with pytest.raises(ValueError, match=r"expected a policy of the desk.*'tiny'.*your own robot"):
+    with pytest.raises(ValueError, match=r"expected a policy of a robot.*'tiny'.*your own robot"):
         tune.main(TuneConfig(tmp_path, out=tmp_path / "none"))
     assert not (tmp_path / "none").exists()
 
@@ -359,8 +381,8 @@ def interrupt(*_, **__):
 
 @pytest.mark.parametrize("where", ["quality", "latency"])
 def test_an_interrupted_run_leaves_the_manifest_as_it_was(desk, monkeypatch, where):
-    played = ["asked"] * 6
-    monkeypatch.setattr(DeskPolicy, "play", interrupt if where == "quality" else lambda *_: played)
+    played = [Ending("asked")] * 6
+    monkeypatch.setattr(RobotPolicy, "play", interrupt if where == "quality" else lambda *_: played)
     monkeypatch.setattr(tune.latency, "measure", interrupt)
     before = {path.name: path.read_bytes() for path in desk.iterdir()}
     with pytest.raises(KeyboardInterrupt):
@@ -373,12 +395,12 @@ def rows_on_disk(desk, name="tune.json"):
 
 
 def test_an_interrupted_run_leaves_what_was_measured_on_disk(desk, monkeypatch):
-    played = iter([["asked"] * 6] * 5)
+    played = iter([[Ending("asked")] * 6] * 5)
 
     def play(*_):
         return next(played, None) or interrupt()
 
-    monkeypatch.setattr(DeskPolicy, "play", play)
+    monkeypatch.setattr(RobotPolicy, "play", play)
     with pytest.raises(KeyboardInterrupt):
         tune.main(small(desk))
     rows = rows_on_disk(desk, "tune.partial.json")
@@ -392,9 +414,9 @@ def test_the_guidance_scale_is_chosen_with_what_is_preferred_not_with_the_old_ma
 
     def play(_, specs, sampling, *__):
         asked.append((sampling.sampler, sampling.grid))
-        return ["asked"] * len(specs)
+        return [Ending("asked")] * len(specs)
 
-    monkeypatch.setattr(DeskPolicy, "play", play)
+    monkeypatch.setattr(RobotPolicy, "play", play)
     monkeypatch.setattr(tune, "measure_latency", interrupt)
     with pytest.raises(KeyboardInterrupt):
         tune.main(small(desk, sampler=("dpmpp_2m", "ddim"), grid=("linspace", "logsnr")))
@@ -407,7 +429,7 @@ def fast(_, cases, *__, **___):
 
 
 def test_a_network_trained_meanwhile_is_not_blessed(desk, monkeypatch):
-    monkeypatch.setattr(DeskPolicy, "play", lambda _, specs, *__: ["asked"] * len(specs))
+    monkeypatch.setattr(RobotPolicy, "play", lambda _, specs, *__: [Ending("asked")] * len(specs))
 
     def retrain(*args, **fields):
         path = desk / checkpoint.WEIGHTS
@@ -427,7 +449,7 @@ def test_only_the_policy_is_copied_for_the_latency_stage_and_few_counts_are_meas
 ):
     (desk / "training").mkdir()
     (desk / "training" / "huge").write_text("a training set")
-    monkeypatch.setattr(DeskPolicy, "play", lambda _, specs, *__: ["asked"] * len(specs))
+    monkeypatch.setattr(RobotPolicy, "play", lambda _, specs, *__: [Ending("asked")] * len(specs))
     served, measured = [], []
 
     def serve(folder):

@@ -12,7 +12,8 @@ PROGRAM = """
 import importlib, sys
 
 HEAVY = {"torch", "onnxruntime", "onnx", "mujoco", "metaworld", "matplotlib", "tqdm", "tyro",
-         "safetensors", "tokenizers", "scipy", "models", "policy_server", "benchmarks"}
+         "safetensors", "tokenizers", "scipy", "gym_pusht", "gymnasium", "pymunk", "pygame", "cv2",
+         "models", "policy_server", "benchmarks"}
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):

@@ -12,13 +12,12 @@ for reports only.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from importlib import resources
 from itertools import product
-from pathlib import Path
 
 from client.sims.desk.spec import TASKS
+from client.sims.phrasing_lists import load_list, read_list
+
+_PACKAGE = "client.sims.desk"
 
 _OBJECTS: dict[str, tuple[str, ...]] = {
     "drawer": (
@@ -266,7 +265,7 @@ def known() -> dict[str, list[str]]:
 
     In the grammar every verb meets every object once, plainly or in a frame.
     """
-    written = _read("known")
+    written = read_list(_PACKAGE, "known", TASKS)
     phrasings: dict[str, list[str]] = {}
     for task in TASKS:
         objects = _OBJECTS[task.split("_")[0]]
@@ -277,39 +276,6 @@ def known() -> dict[str, list[str]]:
     return phrasings
 
 
-def _read(name: str) -> dict[str, list[str]]:
-    file = resources.files("client.sims.desk") / f"phrasings_{name}.json"
-    return _check(json.loads(file.read_text("utf-8")), name)
-
-
 def load(name_or_path: str) -> dict[str, list[str]]:
-    """Phrasings by name ("known", "validation", "unseen") or from a JSON file.
-
-    Args:
-        name_or_path: a name above, or the path of a JSON object: task → list of phrasings.
-
-    Returns:
-        Task → phrasings, for every task.
-
-    Raises:
-        ValueError: the file is not of that form, or a task is missing, unknown or empty.
-        FileNotFoundError: no such file.
-    """
-    if name_or_path == "known":
-        return known()
-    if name_or_path in {"validation", "unseen"}:
-        return _read(name_or_path)
-    return _check(json.loads(Path(name_or_path).read_text("utf-8")), name_or_path)
-
-
-def _check(phrasings: object, where: str) -> dict[str, list[str]]:
-    if not isinstance(phrasings, dict) or set(phrasings) != set(TASKS):
-        found = sorted(phrasings) if isinstance(phrasings, dict) else type(phrasings).__name__
-        msg = f"{where}: expected a JSON object with exactly the keys {list(TASKS)}, got {found}"
-        raise ValueError(msg)
-    for task, texts in phrasings.items():
-        usable = isinstance(texts, Sequence) and not isinstance(texts, str) and len(texts) > 0
-        if not usable or not all(isinstance(text, str) and text.strip() for text in texts):
-            msg = f"{where}: {task}: expected a non-empty list of non-empty strings, got {texts!r}"
-            raise ValueError(msg)
-    return {task: list(phrasings[task]) for task in TASKS}
+    """Phrasings by name or from a JSON file, as `client.sims.phrasing_lists.load_list` has it."""
+    return load_list(_PACKAGE, name_or_path, known())

@@ -1,4 +1,4 @@
-"""A checkpoint at the desk: loaded once, its instructions embedded once, its simulators reused."""
+"""A checkpoint and its robot: loaded once, instructions embedded once, simulators reused."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.episodes import Conditions, EpisodeSpec, Sample, play
+from benchmarks.episodes import Conditions, Ending, EpisodeSpec, Sample, play
+from benchmarks.policy_choice import robot_of
 from client.history import ObservationHistory
-from client.sims.desk.simulation import Desk
-from client.sims.desk.spec import DESK_SPEC
+from client.sims.simulation import Simulation
 from models import checkpoint
 from models.instruction_encoder import InstructionEncoder
 from models.samplers import draw_noise
@@ -23,22 +23,28 @@ _AT_ONCE = 64
 _SPREAD_OBSERVATIONS, _SPREAD_SEEDS = 24, 32
 
 
-class DeskPolicy:
+class RobotPolicy:
     """Plays episodes in simulated time with any way of sampling.
 
     Attributes:
         manifest: of the checkpoint.
         policy: in evaluation mode.
+        robot: which it drives.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Load the checkpoint; network calls use one thread from now on."""
+        """Load the checkpoint; network calls use one thread from now on.
+
+        Raises:
+            CheckpointError, ValueError: it is unusable, or of a robot that is not simulated here.
+        """
         self.manifest, self.policy = checkpoint.load(folder)
+        self.robot = robot_of(self.manifest.spec, folder)
         torch.set_num_threads(1)
         self._step = self.policy.guided_step()
         self._encoder = InstructionEncoder()
         self._embeddings: dict[str, npt.NDArray[np.float32]] = {}
-        self._desks: list[Desk] = []
+        self._simulations: list[Simulation[Any]] = []
 
     def sampling(self, num_steps: int, guidance_scale: float | None = None) -> Sampling:
         """The checkpoint's defaults with this step count (1 .. T), and another w if given.
@@ -88,13 +94,14 @@ class DeskPolicy:
     def _observations(self, specs: Sequence[EpisodeSpec]) -> dict[str, npt.NDArray[np.float32]]:
         """What the robot sees at the start of each episode, [specs, obs_steps, …] a name."""
         seen = []
-        desk = self._desks[0] if self._desks else Desk()
+        simulation = self._simulations[0] if self._simulations else self.robot.simulation()
         for spec in specs:
-            desk.reset(desk.sample_start(np.random.default_rng(spec.seed)))
-            history = ObservationHistory(DESK_SPEC)
-            history.add(0, desk.observation())
+            simulation.reset(simulation.sample_start(np.random.default_rng(spec.seed)))
+            history = ObservationHistory(self.robot.spec)
+            history.add(0, simulation.observation())
             seen.append(history.stacked())
-        return {name: np.stack([one[name] for one in seen]) for name in DESK_SPEC.observation}
+        names = self.robot.spec.observation
+        return {name: np.stack([one[name] for one in seen]) for name in names}
 
     def spread(self, specs: Sequence[EpisodeSpec], sampling: Sampling) -> dict[str, Any]:
         """How different the chunks are that one observation and instruction get.
@@ -105,7 +112,7 @@ class DeskPolicy:
 
         Returns:
             chunk_spread: standard deviation over seeds, root mean square over observations,
-            ticks and action dimensions, in the action's own units (−1..1 at the desk).
+            ticks and action dimensions, in the action's own units (at the desk −1..1).
         """
         some = specs[:_SPREAD_OBSERVATIONS]
         rows = np.repeat(np.arange(len(some)), _SPREAD_SEEDS)
@@ -132,13 +139,14 @@ class DeskPolicy:
         specs: Sequence[EpisodeSpec],
         sampling: Sampling,
         progress: Callable[[int], object] = lambda _: None,
-    ) -> list[str]:
-        """Outcome of each episode when every answer is sampled like this and is there at once."""
+    ) -> list[Ending]:
+        """How each episode ends when every answer is sampled like this and is there at once."""
         self.embed([spec.instruction for spec in specs])
         return play(
+            self.robot,
             specs,
             self.sample(lambda _: sampling),
             lambda _: Conditions(0.0, sampling.num_steps),
             progress,
-            self._desks,
+            simulations=self._simulations,
         )
