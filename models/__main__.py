@@ -15,6 +15,7 @@ from models.checkpoint import CheckpointError
 from models.export import export_encoder, export_step
 from models.train import TrainConfig, train
 from models.train_mixture import TrainMixtureConfig, train_mixture
+from models.train_pusht import TrainPushtConfig
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,13 @@ def main() -> None:
     command = tyro.cli(
         Annotated[TrainConfig, subcommand("train", description="Train a desk policy, or go on.")]
         | Annotated[
+            TrainPushtConfig,
+            subcommand(
+                "train-pusht",
+                description="Train a Push-T policy on human demonstrations, or go on.",
+            ),
+        ]
+        | Annotated[
             TrainMixtureConfig,
             subcommand(
                 "train-mixture",
@@ -55,7 +63,7 @@ def main() -> None:
     )
     try:
         match command:
-            case TrainConfig():
+            case TrainConfig() | TrainPushtConfig():
                 manifest = train(command)
                 sys.stderr.write(f"{command.out} holds {manifest.model_id}\n")
             case TrainMixtureConfig():
