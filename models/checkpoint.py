@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from client.specs import PolicySpec
 from models.grids import GridName
-from models.networks.film_mlp import FilmMlpConfig
+from models.networks.config import NetworkConfig
+from models.networks.kinds import config_from_json, config_to_json
 from models.policy import DiffusionConfig, DiffusionPolicy
 from models.samplers import SamplerName, takes_eta
 
@@ -92,7 +93,7 @@ class Manifest:
     Attributes:
         model_id: name of this very checkpoint, echoed in every reply.
         spec: what it takes and gives.
-        network: sizes of its network.
+        network: kind and sizes of its network.
         diffusion: the process it was trained on.
         defaults: what a request gets when it does not say.
         min_steps: fewest denoising steps that give a usable chunk.
@@ -107,7 +108,7 @@ class Manifest:
 
     model_id: str
     spec: PolicySpec
-    network: FilmMlpConfig
+    network: NetworkConfig
     diffusion: DiffusionConfig
     defaults: SamplingDefaults
     min_steps: int
@@ -141,6 +142,7 @@ class Manifest:
         """Pretty-printed; inverse of `from_json`."""
         fields = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
         fields["spec"] = self.spec.to_dict()
+        fields["network"] = config_to_json(self.network)
         return json.dumps({"format": FORMAT, **fields}, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -159,7 +161,7 @@ class Manifest:
             msg = f"format: expected {FORMAT}, got {found!r}"
             raise ValueError(msg)
         fields["spec"] = PolicySpec.from_dict(fields["spec"])
-        fields["network"] = FilmMlpConfig(**fields["network"])
+        fields["network"] = config_from_json(fields["network"])
         fields["diffusion"] = DiffusionConfig(**fields["diffusion"])
         fields["defaults"] = SamplingDefaults(**fields["defaults"])
         fields["success_by_steps"] = tuple(fields["success_by_steps"])
@@ -258,7 +260,11 @@ def load(folder: Path) -> tuple[Manifest, DiffusionPolicy]:
         if found != expected:
             msg = f"{path}: altered or truncated: expected sha256 {expected}, got {found}"
             raise CheckpointError(msg)
-    policy = DiffusionPolicy(manifest.spec, manifest.network, manifest.diffusion)
+    try:
+        policy = DiffusionPolicy(manifest.spec, manifest.network, manifest.diffusion)
+    except ValueError as error:
+        msg = f"{folder / MANIFEST}: {error}"
+        raise CheckpointError(msg) from error
     try:
         policy.load_state_dict(load_file(folder / WEIGHTS))
     except RuntimeError as error:

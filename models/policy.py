@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,8 @@ from client.specs import PolicySpec
 from models.guided_step import GuidedStep, PredictionType
 from models.instruction_encoder import INSTRUCTION_DIM
 from models.instruction_projection import InstructionProjection
-from models.networks.film_mlp import FilmMlp, FilmMlpConfig
+from models.networks.config import NetworkConfig, observation_dim
+from models.networks.protocol import DenoisingNetwork
 from models.normalizer import Normalizer
 from models.schedules import ScheduleName, make_alpha_bar
 
@@ -56,12 +56,26 @@ class DiffusionPolicy(nn.Module):
     action_maximum: Tensor
 
     def __init__(
-        self, spec: PolicySpec, network: FilmMlpConfig, diffusion: DiffusionConfig
+        self, spec: PolicySpec, network: NetworkConfig, diffusion: DiffusionConfig
     ) -> None:
+        """Build the network, with initial weights.
+
+        Raises:
+            ValueError: the network has other shapes than `spec`.
+        """
         super().__init__()
+        expected = (spec.horizon, spec.action_dim, observation_dim(spec))
+        found = (network.horizon, network.action_dim, network.observation_dim)
+        if found != expected:
+            msg = (
+                "network: horizon, action_dim, observation_dim: expected "
+                f"{expected} as in the spec of {spec.task!r}, got {found}; "
+                "NetworkConfig.for_spec takes them from a spec"
+            )
+            raise ValueError(msg)
         self.spec = spec
         self.diffusion = diffusion
-        self.network = FilmMlp(network)
+        self.network: DenoisingNetwork = network.build()
         self.observation_normalizers = nn.ModuleDict(
             {name: Normalizer(array.shape[-1]) for name, array in spec.observation.items()}
         )
@@ -158,8 +172,3 @@ class ConditionEncoder(nn.Module):
             policy.instruction_projection(instruction).index_select(0, request_of),
             drop,
         )
-
-
-def observation_dim(spec: PolicySpec) -> int:
-    """Numbers in the flattened observation history."""
-    return sum(prod(array.shape) for array in spec.observation.values())

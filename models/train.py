@@ -33,7 +33,7 @@ from models.instruction_encoder import (
     weights_sha256,
 )
 from models.networks.film_mlp import FilmMlpConfig
-from models.policy import DiffusionConfig, DiffusionPolicy, observation_dim
+from models.policy import DiffusionConfig, DiffusionPolicy
 from models.trainer import TrainerConfig, TrainingRun, check_dropout, denoising_loss
 
 UNTUNED_STEPS = 10
@@ -210,12 +210,7 @@ def train(config: PolicyTrainConfig) -> checkpoint.Manifest:
     task = config.task()
     torch.manual_seed(config.seed)
     spec, demos = task.spec, task.demos
-    network = FilmMlpConfig(
-        spec.horizon,
-        spec.action_dim,
-        observation_dim(spec),
-        instruction_dim=len(task.phrasings) - 1,
-    )
+    network = FilmMlpConfig.for_spec(spec, instruction_dim=len(task.phrasings) - 1)
     diffusion = DiffusionConfig(prediction_type=config.prediction_type)
     policy = DiffusionPolicy(spec, network, diffusion).train()
     batches = Batches(task, policy, config)

@@ -1,12 +1,14 @@
 """Shared: a small untrained policy, as real as a trained one for everything but success."""
 
+from dataclasses import replace
+
 import torch
 
 from client.specs import ArraySpec, PolicySpec
 from models import checkpoint
 from models.instruction_encoder import PACKAGE, weights_sha256
 from models.networks.film_mlp import FilmMlpConfig
-from models.policy import DiffusionConfig, DiffusionPolicy, observation_dim
+from models.policy import DiffusionConfig, DiffusionPolicy
 
 TINY_SPEC = PolicySpec(
     task="tiny",
@@ -21,14 +23,19 @@ TINY_SPEC = PolicySpec(
 )
 
 
-def make_policy(prediction_type="sample", spec=TINY_SPEC, seed=0, width=32):
-    """An untrained policy whose every weight matters (no layer is left at zero)."""
+def make_policy(prediction_type="sample", spec=TINY_SPEC, seed=0, width=32, network=None):
+    """An untrained policy whose every weight matters (no layer is left at zero).
+
+    Args:
+        prediction_type: what its network outputs.
+        spec: what it takes and gives.
+        seed: of the weights.
+        width: of a small FiLM MLP, its network if none is given.
+        network: configuration of another network, for `spec` and 5 numbers an instruction.
+    """
     torch.manual_seed(seed)
-    network = FilmMlpConfig(
-        spec.horizon,
-        spec.action_dim,
-        observation_dim(spec),
-        instruction_dim=5,
+    network = network or replace(
+        FilmMlpConfig.for_spec(spec, instruction_dim=5),
         width=width,
         num_blocks=2,
         condition_dim=16,

@@ -2,49 +2,38 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
-_TIME_FEATURES = 128
+from models.networks.conditioning import FilmConditioned, FilmConfig
 
 
 @dataclass(frozen=True)
-class FilmMlpConfig:
+class FilmMlpConfig(FilmConfig):
     """Sizes of a `FilmMlp`.
 
     Attributes:
-        horizon: actions in a chunk.
-        action_dim: numbers in an action.
-        observation_dim: numbers in a flattened observation history.
-        instruction_dim: numbers in a projected instruction.
         width: of the residual stream.
         num_blocks: residual blocks.
-        condition_dim: width of the condition features.
-        instruction_features: width of the learned features of the instruction.
     """
 
-    horizon: int
-    action_dim: int
-    observation_dim: int
-    instruction_dim: int
+    kind: ClassVar[str] = "film_mlp"
+
     width: int = 384
     num_blocks: int = 3
-    condition_dim: int = 256
-    instruction_features: int = 64
 
+    def __post_init__(self) -> None:
+        """Check ranges, naming the field."""
+        super().__post_init__()
+        self.check("width", 1)
+        self.check("num_blocks", 1)
 
-def sinusoidal_features(timesteps: Tensor, dim: int) -> Tensor:
-    """Sinusoidal position features of t (Vaswani et al. 2017, §3.5): int [n] → float32 [n, dim]."""
-    half = dim // 2
-    frequencies = torch.exp(
-        -math.log(10_000.0) * torch.arange(half, device=timesteps.device) / (half - 1)
-    )
-    angles = timesteps.float()[:, None] * frequencies[None]
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+    def build(self) -> FilmMlp:
+        """See `NetworkConfig.build`."""
+        return FilmMlp(self)
 
 
 class _Block(nn.Module):
@@ -64,49 +53,18 @@ class _Block(nn.Module):
         return out
 
 
-class FilmMlp(nn.Module):
+class FilmMlp(FilmConditioned):
     """See the module's first line; implements `DenoisingNetwork`."""
 
     def __init__(self, config: FilmMlpConfig) -> None:
         super().__init__()
         self.config = config
         chunk_dim = config.horizon * config.action_dim
-        self.film_dim = config.num_blocks * 2 * config.width
-        width, cond = config.width, config.condition_dim
+        width = config.width
         self.read_in = nn.Linear(chunk_dim, width)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(config.num_blocks))
         self.read_out = nn.Linear(width, chunk_dim)
-
-        self.time_mlp = nn.Sequential(
-            nn.Linear(_TIME_FEATURES, _TIME_FEATURES),
-            nn.SiLU(),
-            nn.Linear(_TIME_FEATURES, self.film_dim),
-        )
-        self.instruction_mlp = nn.Sequential(
-            nn.Linear(config.instruction_dim, config.instruction_features),
-            nn.SiLU(),
-            nn.Linear(config.instruction_features, config.instruction_features),
-        )
-        self.null_instruction = nn.Parameter(torch.zeros(config.instruction_features))
-        self.condition_mlp = nn.Sequential(
-            nn.Linear(config.observation_dim + config.instruction_features, cond),
-            nn.SiLU(),
-            nn.Linear(cond, cond),
-            nn.SiLU(),
-            nn.Linear(cond, self.film_dim),
-        )
-
-    def time_part(self, timesteps: Tensor) -> Tensor:
-        """int64 [n] → float [n, film_dim]."""
-        out: Tensor = self.time_mlp(sinusoidal_features(timesteps, _TIME_FEATURES))
-        return out
-
-    def condition_part(self, observation: Tensor, instruction: Tensor, drop: Tensor) -> Tensor:
-        """[n, observation_dim], [n, instruction_dim], bool [n] → [n, film_dim]."""
-        features = self.instruction_mlp(instruction)
-        kept = torch.where(drop[:, None], self.null_instruction, features)
-        out: Tensor = self.condition_mlp(torch.cat([observation, kept], dim=-1))
-        return out
+        self._add_conditioning(config, film_dim=config.num_blocks * 2 * width)
 
     def denoise(self, x_t: Tensor, film: Tensor) -> Tensor:
         """[n, horizon, action_dim], [n, film_dim] → like x_t."""

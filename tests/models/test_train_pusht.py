@@ -12,7 +12,7 @@ from client.sims.pusht.spec import PUSHT_SPEC, TASKS
 from models import __main__ as command_line
 from models import checkpoint, train, train_pusht
 from models.networks.film_mlp import FilmMlpConfig
-from models.policy import DiffusionConfig, DiffusionPolicy, observation_dim
+from models.policy import DiffusionConfig, DiffusionPolicy
 from models.train import Batches
 from models.train_pusht import TrainPushtConfig, parse_demos
 from tests.models.replay_buffers import LENGTHS, make_arrays, write, write_both
@@ -33,7 +33,7 @@ def config(tmp_path, monkeypatch):
 
 def test_windows_hold_the_newest_states_and_the_actions_from_there_on(config):
     """In these buffers the finger is sent to where it is, (step, 2·step): both can be told."""
-    network = FilmMlpConfig(16, 2, observation_dim(PUSHT_SPEC), instruction_dim=1)
+    network = FilmMlpConfig.for_spec(PUSHT_SPEC, instruction_dim=1)
     policy = DiffusionPolicy(PUSHT_SPEC, network, DiffusionConfig())
     state, _, chunk = Batches(config.task(), policy, config).draw(0)
     actions = policy.to_actions(chunk).numpy()
@@ -49,7 +49,7 @@ def test_windows_hold_the_newest_states_and_the_actions_from_there_on(config):
 
 
 def test_normalised_actions_fill_the_clipped_range(config):
-    network = FilmMlpConfig(16, 2, observation_dim(PUSHT_SPEC), instruction_dim=1)
+    network = FilmMlpConfig.for_spec(PUSHT_SPEC, instruction_dim=1)
     policy = DiffusionPolicy(PUSHT_SPEC, network, DiffusionConfig())
     Batches(config.task(), policy, config)
     corners = policy.action_normalizer(torch.tensor([[0.0, 0.0], [42.0, 84.0]]))
