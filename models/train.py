@@ -32,7 +32,10 @@ from models.instruction_encoder import (
     InstructionEncoder,
     weights_sha256,
 )
+from models.networks.config import NetworkConfig
 from models.networks.film_mlp import FilmMlpConfig
+from models.networks.kinds import config_to_json
+from models.networks.sizes import sized_config
 from models.policy import DiffusionConfig, DiffusionPolicy
 from models.trainer import TrainerConfig, TrainingRun, check_dropout, denoising_loss
 
@@ -64,6 +67,8 @@ class PolicyTrainConfig(TrainerConfig, ABC):
     Attributes:
         out: checkpoint folder to write; an interrupted run in it is resumed.
         num_updates: optimiser steps.
+        network: kind of network; see `models.networks.kinds`.
+        sizes: its sizes, as NAME=NUMBER or NAME=NUMBER,NUMBER; its defaults for the rest.
         batch_size: windows an update.
         draws_per_window: (timestep, noise) draws for each window of a batch.
         instruction_dropout: share of windows whose instruction becomes the null embedding.
@@ -71,6 +76,8 @@ class PolicyTrainConfig(TrainerConfig, ABC):
             of one task have 1: stands for the wordings that nobody has written down.
     """
 
+    network: str = FilmMlpConfig.kind
+    sizes: tuple[str, ...] = ()
     num_updates: int = 12_000
     batch_size: int = 256
     draws_per_window: int = 4
@@ -210,11 +217,13 @@ def train(config: PolicyTrainConfig) -> checkpoint.Manifest:
     task = config.task()
     torch.manual_seed(config.seed)
     spec, demos = task.spec, task.demos
-    network = FilmMlpConfig.for_spec(spec, instruction_dim=len(task.phrasings) - 1)
+    network = sized_config(
+        config.network, config.sizes, spec, instruction_dim=len(task.phrasings) - 1
+    )
     diffusion = DiffusionConfig(prediction_type=config.prediction_type)
     policy = DiffusionPolicy(spec, network, diffusion).train()
     batches = Batches(task, policy, config)
-    identity = _identity(config, task)
+    identity = _identity(config, task, network)
     run = TrainingRun(policy, config, identity)
     if run.finished and (config.out / checkpoint.MANIFEST).exists():
         return checkpoint.read_manifest(config.out)  # nothing is written again
@@ -223,7 +232,7 @@ def train(config: PolicyTrainConfig) -> checkpoint.Manifest:
         lambda update, generator: loss_of(policy, batches.draw(update), config, generator)
     )
     manifest = checkpoint.Manifest(
-        model_id=f"{spec.task}-{network.width}x{network.num_blocks}-seed{config.seed}",
+        model_id=_model_id(config, spec, network),
         spec=spec,
         network=network,
         diffusion=diffusion,
@@ -243,11 +252,27 @@ def train(config: PolicyTrainConfig) -> checkpoint.Manifest:
     return checkpoint.save(config.out, manifest, policy.eval())
 
 
-def _identity(config: PolicyTrainConfig, task: TrainingTask) -> dict[str, object]:
+def _identity(
+    config: PolicyTrainConfig, task: TrainingTask, network: NetworkConfig
+) -> dict[str, object]:
     """What a run depends on, as JSON types."""
     words = json.dumps(task.phrasings).encode()
+    fields = config.identity()
+    del fields["network"], fields["sizes"]
+    # not for the network that was once the only one: runs begun then can go on
+    if network != FilmMlpConfig.for_spec(task.spec, network.instruction_dim):
+        fields["network"] = json.loads(json.dumps(config_to_json(network)))
     return {
-        **config.identity(),
+        **fields,
         **task.identity,
         "phrasings_sha256": hashlib.sha256(words).hexdigest(),
     }
+
+
+def _model_id(config: PolicyTrainConfig, spec: PolicySpec, network: NetworkConfig) -> str:
+    match network:
+        case FilmMlpConfig():
+            label = f"{network.width}x{network.num_blocks}"
+        case _:
+            label = "-".join([network.kind, *config.sizes])
+    return f"{spec.task}-{label}-seed{config.seed}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from client.sims.pusht import phrasings as pusht_phrasings
 from client.sims.pusht.spec import GOALS, PUSHT_SPEC
 from models.guided_step import PredictionType
+from models.networks.unet1d import Unet1dConfig
 from models.train import PolicyTrainConfig, TrainingTask
 
 
@@ -21,6 +22,7 @@ class TrainPushtConfig(PolicyTrainConfig):
     """
 
     demos: tuple[str, ...]
+    network: str = Unet1dConfig.kind
     prediction_type: PredictionType = "v"
     ema_decay: float = 0.997
     draws_per_window: int = 1

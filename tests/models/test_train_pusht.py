@@ -27,7 +27,11 @@ PHRASINGS = {
 def config(tmp_path, monkeypatch):
     monkeypatch.setattr(train_pusht.pusht_phrasings, "known", lambda: PHRASINGS)
     return TrainPushtConfig(
-        demos=write_both(tmp_path / "demos"), out=tmp_path / "whole", num_updates=6, batch_size=64
+        demos=write_both(tmp_path / "demos"),
+        out=tmp_path / "whole",
+        num_updates=6,
+        batch_size=64,
+        sizes=("widths=8,16",),
     )
 
 
@@ -93,18 +97,37 @@ def test_a_run_is_that_of_its_demonstrations_wherever_they_lie(config, tmp_path)
         train.train(dataclasses.replace(config, demos=other))
 
 
-def test_the_command_trains_a_checkpoint_that_says_what_it_is(config, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("network", "label"),
+    [
+        ([], "unet1d"),
+        (["--sizes", "widths=8,16"], "unet1d-widths=8,16"),
+        (["--network", "film_mlp", "--sizes", "width=32", "num_blocks=1"], "32x1"),
+    ],
+)
+def test_the_command_trains_a_checkpoint_that_says_what_it_is(
+    config, monkeypatch, tmp_path, network, label
+):
     out = tmp_path / "made"
-    sizes = ["--num-updates", "2", "--batch-size", "8", "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", ["models", "train-pusht", "--demos", *config.demos, *sizes])
+    rest = ["--num-updates", "2", "--batch-size", "8", "--out", str(out), *network]
+    monkeypatch.setattr(sys, "argv", ["models", "train-pusht", "--demos", *config.demos, *rest])
     command_line.main()
     manifest, policy = checkpoint.load(out)
+    assert manifest.model_id == f"pusht-{label}-seed0"
     assert manifest.spec == PUSHT_SPEC
     assert manifest.training["demos"] == {goal: f"{goal}.zarr.zip" for goal in TASKS}
     assert manifest.training["episodes"] == 2 * len(LENGTHS)
     assert manifest.diffusion.prediction_type == "v"
     assert policy.chunk_shape == (16, 2)
     assert "--demos" in manifest.command
+    command_line.main()  # finished: the same command leaves it alone
+
+
+def test_another_network_in_the_same_folder_is_refused(config):
+    train.train(config)
+    train.train(dataclasses.replace(config, sizes=("groups=8", "widths=8,16")))  # it is the same
+    with pytest.raises(ValueError, match=r"another configuration.*network.*widths"):
+        train.train(dataclasses.replace(config, sizes=("widths=16,16",)))
 
 
 def test_swapped_goals_are_an_error_of_one_line(config, monkeypatch, tmp_path):
