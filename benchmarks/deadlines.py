@@ -26,8 +26,9 @@ from benchmarks.statistics import p99, quantile, wilson_interval
 from client import ControlLoop, PolicyClient
 from client.loop_stats import LoopStats, RequestRecord
 from client.sims.desk import phrasings as desk_phrasings
-from client.sims.desk.robot import DeskRobot, sample_pool
+from client.sims.desk.robot import ROBOT
 from client.sims.desk.spec import TASKS
+from client.sims.real_time import RealTimeRobot, sample_pool
 from client.specs import PolicySpec
 from models import checkpoint
 
@@ -97,7 +98,7 @@ def _warm_up(policy: PolicyClient, spec: PolicySpec) -> None:
 
 
 def drive(
-    case: _Case, config: DeadlinesConfig, address: str, robot: DeskRobot, rng: random.Random
+    case: _Case, config: DeadlinesConfig, address: str, robot: RealTimeRobot, rng: random.Random
 ) -> tuple[LoopStats, list[str]]:
     """Drive the desk in real time for `duration_s`; return what the loop counted and outcomes."""
     phrasings = desk_phrasings.known()
@@ -177,8 +178,8 @@ def run(config: DeadlinesConfig, console: Console) -> list[dict[str, Any]]:
     rng = random.Random(config.seed)
     cases = [_Case(n, b) for b in config.background for n in config.num_steps]
     order = rng.sample(cases, len(cases))
-    pool = sample_pool(rng.sample(TASKS * _POOL_PER_TASK, len(TASKS) * _POOL_PER_TASK), config.seed)
-    robot = DeskRobot(pool)
+    tasks = rng.sample(TASKS * _POOL_PER_TASK, len(TASKS) * _POOL_PER_TASK)
+    robot = RealTimeRobot(ROBOT, sample_pool(ROBOT, tasks, config.seed))
     rows: dict[_Case, dict[str, Any]] = {}
     records: dict[_Case, list[RequestRecord]] = {}
     console.print(f"starting a server for {config.checkpoint} (loading, export, calibration) …")

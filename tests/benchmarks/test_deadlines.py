@@ -11,8 +11,9 @@ from benchmarks import deadlines
 from benchmarks.deadlines import DeadlinesConfig, recorded_conditions
 from benchmarks.server_process import running_server
 from client import ControlLoop, PolicyClient
-from client.sims.desk.robot import DeskRobot, sample_pool
+from client.sims.desk.robot import ROBOT
 from client.sims.desk.spec import OPPOSITE, TASKS
+from client.sims.real_time import RealTimeRobot, sample_pool
 from models import checkpoint
 
 DESK = checkpoint.PRETRAINED / "desk"
@@ -57,7 +58,7 @@ def play(loop, robot, timeout_s=5.0):
 @pytest.mark.parametrize("task", TASKS)
 def test_the_robot_does_what_it_is_told(policy, task):
     outcomes = []
-    robot = DeskRobot(sample_pool([task] * 2, seed=200))
+    robot = RealTimeRobot(ROBOT, sample_pool(ROBOT, [task] * 2, seed=200))
     for _ in range(2):
         robot.begin_next()
         outcomes.append(play(make_loop(robot, policy, WORDS[task]), robot))
@@ -67,7 +68,7 @@ def test_the_robot_does_what_it_is_told(policy, task):
 
 @pytest.mark.parametrize("task", ["drawer_open", "faucet_left"])
 def test_an_instruction_changed_in_mid_episode_changes_what_is_done(policy, task):
-    robot = DeskRobot(sample_pool([OPPOSITE[task]] * 3, seed=201))
+    robot = RealTimeRobot(ROBOT, sample_pool(ROBOT, [OPPOSITE[task]] * 3, seed=201))
     outcomes = []
     for _ in range(3):
         robot.begin_next()
@@ -79,7 +80,7 @@ def test_an_instruction_changed_in_mid_episode_changes_what_is_done(policy, task
     assert outcomes.count("asked") >= 2  # of what was said last
 
 
-class Watched(DeskRobot):
+class Watched(RealTimeRobot):
     """Notes every action that reaches the robot."""
 
     def apply(self, action):
@@ -88,7 +89,7 @@ class Watched(DeskRobot):
 
 
 def test_when_the_server_dies_the_chunk_is_finished_the_pose_held_and_service_resumed():
-    robot = Watched(sample_pool(["drawer_open"], seed=202))
+    robot = Watched(ROBOT, sample_pool(ROBOT, ["drawer_open"], seed=202))
     with running_server(DESK, "--backend", "torch") as first:
         address = first.address
         policy = PolicyClient(address)

@@ -29,6 +29,7 @@ _HAND_LOW = np.array([-0.50, 0.40, 0.05])  # what the commanded hand can reach
 _HAND_HIGH = np.array([0.55, 0.95, 0.45])
 _MAX_LEAD_M = 0.05  # the commanded hand is never farther than this from the real one, per axis
 _HAND_QUAT = np.array([1.0, 0.0, 1.0, 0.0])  # fingers down
+_OPEN = -1.0
 _HOME_TICKS = 240
 _SETTLE_TICKS = 60
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -67,6 +68,7 @@ class Desk:
         self.data: Any = mujoco.MjData(self.model)
         self.ticks = 0
         self._first_end: str | None = None
+        self._grip = _OPEN
         model = self.model
         self._hand = model.body("hand").id
         self._claws = (model.body("rightclaw").id, model.body("leftclaw").id)
@@ -92,7 +94,7 @@ class Desk:
         self.reset(DeskStart(self._home, places))
         for _ in range(_SETTLE_TICKS):
             step = np.clip((goal - self.data.mocap_pos[self._mocap]) / METRES_PER_ACTION, -1, 1)
-            self.step(np.array([*step, -1.0]))
+            self.step(np.array([*step, _OPEN]))
         return self._at_rest(joints, places)
 
     def reset(self, start: DeskStart) -> None:
@@ -103,6 +105,7 @@ class Desk:
         mujoco.mj_setState(self.model, self.data, start.physics, _STATE)  # undo the warm start
         self.ticks = 0
         self._first_end = None
+        self._grip = _OPEN
 
     def step(self, action: npt.NDArray[Any]) -> None:
         """Advance one control period.
@@ -120,6 +123,7 @@ class Desk:
         mujoco.mj_step(self.model, data, SUBSTEPS)
         mujoco.mj_kinematics(self.model, data)
         self.ticks += 1
+        self._grip = float(action[3])
         if self._first_end is None:
             self._first_end = self._reached_end()
 
@@ -131,6 +135,10 @@ class Desk:
         for body, point in self._points:
             state.extend(data.xpos[body] + data.xmat[body].reshape(3, 3) @ point)
         return {"state": np.array(state, dtype=np.float32)}
+
+    def safe_action(self) -> npt.NDArray[np.float32]:
+        """Stay where you are, with the gripper as it was told last: float32 [4]."""
+        return np.array([0.0, 0.0, 0.0, self._grip], dtype=np.float32)
 
     def joint_fractions(self) -> Float64:
         """Float64 [3], how far drawer, lever and faucet are between their lower and upper limit."""
@@ -148,6 +156,10 @@ class Desk:
         if self._first_end == task:
             return "asked"
         return "opposite" if self._first_end == OPPOSITE[task] else "other"
+
+    def scores(self) -> dict[str, float]:
+        """Empty: a task is done or not."""
+        return {}
 
     def _reached_end(self) -> str | None:
         for fixture, fraction in zip(FIXTURES, self.joint_fractions(), strict=True):

@@ -1,4 +1,4 @@
-"""The desk in wall-clock time, on a clock that the test moves."""
+"""Simulated robots in wall-clock time, the desk for one, on a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from client.sims.desk.experts import action_for
-from client.sims.desk.robot import DeskRobot, sample_pool
+from client.sims.desk.robot import ROBOT
 from client.sims.desk.simulation import Desk, DeskStart
 from client.sims.desk.spec import CONTROL_PERIOD_S
+from client.sims.real_time import RealTimeRobot, sample_pool
 
 ALONG = np.array([1.0, 0.0, 0.0, 1.0], dtype=np.float32)
 
@@ -26,7 +27,7 @@ class Clock:
 
 @pytest.fixture(scope="module")
 def pool() -> list[tuple[DeskStart, str]]:
-    return sample_pool(["lever_down", "drawer_open"], seed=11)
+    return list(sample_pool(ROBOT, ["lever_down", "drawer_open"], seed=11))
 
 
 @pytest.fixture
@@ -35,12 +36,12 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def robot(pool: list[tuple[DeskStart, str]], clock: Clock) -> DeskRobot:
-    return DeskRobot(pool, clock=clock)
+def robot(pool: list[tuple[DeskStart, str]], clock: Clock) -> RealTimeRobot:
+    return RealTimeRobot(ROBOT, pool, clock=clock)
 
 
 def test_on_time_it_is_the_simulation(
-    robot: DeskRobot, clock: Clock, pool: list[tuple[DeskStart, str]]
+    robot: RealTimeRobot, clock: Clock, pool: list[tuple[DeskStart, str]]
 ) -> None:
     desk = Desk()
     desk.reset(pool[0][0])
@@ -55,7 +56,7 @@ def test_on_time_it_is_the_simulation(
 
 
 def test_physics_goes_on_while_nobody_drives(
-    robot: DeskRobot, clock: Clock, pool: list[tuple[DeskStart, str]]
+    robot: RealTimeRobot, clock: Clock, pool: list[tuple[DeskStart, str]]
 ) -> None:
     robot.observe()
     robot.apply(ALONG)
@@ -72,7 +73,7 @@ def test_physics_goes_on_while_nobody_drives(
 
 
 def test_an_episode_left_alone_times_out_and_a_long_pause_costs_no_more(
-    robot: DeskRobot, clock: Clock
+    robot: RealTimeRobot, clock: Clock
 ) -> None:
     robot.observe()
     clock.tick(199)
@@ -81,10 +82,10 @@ def test_an_episode_left_alone_times_out_and_a_long_pause_costs_no_more(
     clock.tick(1e6)
     robot.observe()
     assert robot.outcome == "timeout"
-    assert robot.desk.ticks == 200
+    assert robot.simulation.ticks == 200
 
 
-def test_the_safe_action_holds_the_pose_and_the_grip(robot: DeskRobot, clock: Clock) -> None:
+def test_the_safe_action_holds_the_pose_and_the_grip(robot: RealTimeRobot, clock: Clock) -> None:
     np.testing.assert_array_equal(robot.safe_action(), [0, 0, 0, -1])
     for _ in range(10):
         robot.observe()
@@ -111,7 +112,7 @@ def test_the_safe_action_holds_the_pose_and_the_grip(robot: DeskRobot, clock: Cl
     ],
 )
 def test_a_bad_action_is_refused_and_moves_nothing(
-    robot: DeskRobot, action: list[float], words: str
+    robot: RealTimeRobot, action: list[float], words: str
 ) -> None:
     before = robot.observe()["state"]
     with pytest.raises(ValueError, match=words):
@@ -119,7 +120,7 @@ def test_a_bad_action_is_refused_and_moves_nothing(
     np.testing.assert_array_equal(robot.observe()["state"], before)
 
 
-def test_episodes_follow_each_other_from_the_pool(robot: DeskRobot, clock: Clock) -> None:
+def test_episodes_follow_each_other_from_the_pool(robot: RealTimeRobot, clock: Clock) -> None:
     tasks = []
     for _ in range(3):
         tasks.append(robot.task)
@@ -137,4 +138,4 @@ def test_episodes_follow_each_other_from_the_pool(robot: DeskRobot, clock: Clock
 
 def test_an_empty_pool_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
-        DeskRobot([])
+        RealTimeRobot(ROBOT, [])
