@@ -83,7 +83,7 @@ def main() -> None:
             case Describe():
                 manifest, _ = checkpoint.load(command.checkpoint)
                 sys.stdout.write(manifest.to_json())
-    except (CheckpointError, FileNotFoundError, ValueError) as error:
+    except (CheckpointError, FileNotFoundError, ModuleNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; run the same command again to go on")

@@ -117,7 +117,6 @@ def test_the_command_trains_a_checkpoint_that_says_what_it_is(
     assert manifest.spec == PUSHT_SPEC
     assert manifest.training["demos"] == {goal: f"{goal}.zarr.zip" for goal in TASKS}
     assert manifest.training["episodes"] == 2 * len(LENGTHS)
-    assert manifest.diffusion.prediction_type == "v"
     assert policy.chunk_shape == (16, 2)
     assert "--demos" in manifest.command
     command_line.main()  # finished: the same command leaves it alone
@@ -161,3 +160,10 @@ def test_a_path_may_hold_what_separates_it_from_its_goal():
 def test_every_goal_needs_one_path(words):
     with pytest.raises(ValueError, match="expected middle=PATH lower_right=PATH, got"):
         parse_demos(words)
+
+
+def test_without_zarr_the_error_says_what_to_install(config, monkeypatch):
+    monkeypatch.delitem(sys.modules, "models.replay_buffer")
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    with pytest.raises(ModuleNotFoundError, match=r"zarr is not installed: pip install.*train"):
+        config.task()
