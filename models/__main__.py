@@ -1,4 +1,4 @@
-"""`python -m models …`: train a policy or a 2-D toy, export it to ONNX, look at a checkpoint."""
+"""`python -m models …`: train a policy or a 2-D toy, export it to ONNX, describe networks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tyro.conf import Positional, subcommand
 
 from models import checkpoint
 from models.checkpoint import CheckpointError
+from models.describe import EXPLANATION, cost_table, default_configs
 from models.export import export_encoder, export_step
 from models.train import TrainConfig, train
 from models.train_mixture import TrainMixtureConfig, train_mixture
@@ -28,10 +29,20 @@ class Export:
 
 @dataclass(frozen=True)
 class Describe:
-    """Print a checkpoint's manifest, after verifying its files."""
+    """Print what networks cost: parameters, operations of a step and of a condition, shapes.
 
-    checkpoint: Positional[Path] = checkpoint.PRETRAINED / "desk"
-    """Checkpoint folder; the bundled desk policy if not given."""
+    Without a checkpoint: every kind of network in its default sizes, for the shapes of the desk
+    and of Push-T. With one: its own network, after verifying its files. What else is known of a
+    checkpoint (robot, steps, training) is plain JSON in its manifest.json.
+
+    A step of a larger network takes longer, so fewer fit a deadline: compare the step's operations
+    of the network that you mean to train with those of one that you have timed.
+
+    Example: python -m models describe runs/desk
+    """
+
+    checkpoint: Positional[Path | None] = None
+    """Folder made by `python -m models train`."""
 
 
 def main() -> None:
@@ -81,8 +92,12 @@ def main() -> None:
                 checkpoint.write_manifest(folder, manifest)
                 sys.stderr.write(f"wrote {', '.join(checkpoint.EXPORTS)} into {folder}\n")
             case Describe():
-                manifest, _ = checkpoint.load(command.checkpoint)
-                sys.stdout.write(manifest.to_json())
+                if command.checkpoint:
+                    manifest, _ = checkpoint.load(command.checkpoint)
+                    tables = [cost_table(manifest.model_id, [manifest.network])]
+                else:
+                    tables = [cost_table(*item) for item in default_configs().items()]
+                sys.stdout.write("\n".join([*tables, EXPLANATION]))
     except (CheckpointError, FileNotFoundError, ModuleNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

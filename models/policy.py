@@ -92,12 +92,19 @@ class DiffusionPolicy(nn.Module):
         return (self.spec.horizon, self.spec.action_dim)
 
     def flatten_observation(self, observation: Mapping[str, Tensor]) -> Tensor:
-        """Normalise and flatten observations: name → [n, obs_steps, ...] → [n, observation_dim]."""
-        parts = [
-            normalizer(observation[name]).flatten(1)
+        """Normalise and flatten observations, one step after another, oldest first.
+
+        Args:
+            observation: name → float [n, obs_steps, ...], in the robot's units.
+
+        Returns:
+            float [n, observation_dim].
+        """
+        steps = [
+            normalizer(observation[name]).flatten(1).unflatten(1, (self.spec.obs_steps, -1))
             for name, normalizer in self.observation_normalizers.items()
         ]
-        return torch.cat(parts, dim=-1)
+        return torch.cat(steps, dim=-1).flatten(1)
 
     def condition_part(
         self, observation: Mapping[str, Tensor], instruction: Tensor, drop: Tensor

@@ -26,7 +26,7 @@ class TrainPushtConfig(PolicyTrainConfig):
     draws_per_window: int = 1
     # two tasks lie 14.7 apart here, and wordings that nobody wrote down scatter by 3
     instruction_noise: float = 2.0
-    save_every: int = 100
+    save_every: int = 250
 
     def __post_init__(self) -> None:
         """Check ranges, naming the field."""

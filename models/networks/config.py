@@ -18,7 +18,7 @@ class NetworkConfig(ABC):
     Attributes:
         horizon: actions in a chunk.
         action_dim: numbers in an action.
-        observation_dim: numbers in a flattened observation history.
+        observation_dim: numbers in a flattened observation history, all steps together.
         instruction_dim: numbers in a projected instruction.
     """
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from models.networks.config import NetworkConfig
 from models.networks.film_mlp import FilmMlpConfig
+from models.networks.transformer import TransformerConfig
 from models.networks.unet1d import Unet1dConfig
 
 KINDS: Mapping[str, type[NetworkConfig]] = {
@@ -15,6 +16,7 @@ KINDS: Mapping[str, type[NetworkConfig]] = {
     for config in (
         FilmMlpConfig,
         Unet1dConfig,
+        TransformerConfig,
     )
 }
 

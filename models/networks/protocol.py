@@ -25,7 +25,8 @@ class DenoisingNetwork(Protocol):
         """The condition's share of the FiLM parameters.
 
         Args:
-            observation: float [n, observation_dim], normalised, always used.
+            observation: float [n, observation_dim], normalised, always used; one observation step
+                after another, oldest first, each with all of its arrays.
             instruction: float [n, instruction_dim], projected sentence embeddings.
             drop: bool [n]; True replaces the instruction by the learned null embedding.
 

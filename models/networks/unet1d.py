@@ -69,21 +69,42 @@ class Unet1dConfig(FilmConfig):
         return Unet1d(self)
 
 
+class _Conv(nn.Conv1d):
+    """A convolution that is exported as one matrix product for all rows.
+
+    ONNX Runtime's convolution takes one row after another and reads all weights for each, so rows
+    would share a call without sharing its cost; as products, eight rows of the default network take
+    half the time.
+    """
+
+    def __init__(self, channels_in: int, channels: int, taps: int, stride: int = 1) -> None:
+        super().__init__(channels_in, channels, taps, stride, padding=taps // 2)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """[n, channels_in, length] → [n, channels, length / stride]."""
+        if not torch.compiler.is_exporting():
+            return super().forward(h)
+        (taps,), (stride,), length = self.kernel_size, self.stride, h.shape[2]
+        padded = F.pad(h.transpose(1, 2), (0, 0, taps // 2, taps // 2))
+        seen = torch.cat([padded[:, i : i + length : stride] for i in range(taps)], dim=2)
+        weight = self.weight.transpose(1, 2).flatten(1)
+        return F.linear(seen, weight, self.bias).transpose(1, 2)
+
+
 class _Block(nn.Module):
     """shortcut(h) + conv2(silu((1 + scale)·norm2(conv1(silu(norm1(h)))) + shift))."""
 
     def __init__(self, channels_in: int, channels: int, config: Unet1dConfig) -> None:
         super().__init__()
         self.channels = channels
-        padding = config.kernel // 2
         self.norm1 = nn.GroupNorm(config.groups, channels_in)
-        self.conv1 = nn.Conv1d(channels_in, channels, config.kernel, padding=padding)
+        self.conv1 = _Conv(channels_in, channels, config.kernel)
         self.norm2 = nn.GroupNorm(config.groups, channels, affine=False)
-        self.conv2 = nn.Conv1d(channels, channels, config.kernel, padding=padding)
+        self.conv2 = _Conv(channels, channels, config.kernel)
         for parameter in self.conv2.parameters():
             nn.init.zeros_(parameter)
         self.shortcut: nn.Module = (
-            nn.Identity() if channels_in == channels else nn.Conv1d(channels_in, channels, 1)
+            nn.Identity() if channels_in == channels else _Conv(channels_in, channels, 1)
         )
 
     def forward(self, h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -101,16 +122,13 @@ class Unet1d(FilmConditioned):
         super().__init__()
         self.config = config
         widths, deepest = config.widths, config.widths[-1]
-        padding = config.kernel // 2
         finer = list(pairwise(widths))
-        self.read_in = nn.Conv1d(config.action_dim, widths[0], config.kernel, padding=padding)
+        self.read_in = _Conv(config.action_dim, widths[0], config.kernel)
         # two blocks a level, in the order in which they are called: down, at the bottom, up
         self.down_blocks = nn.ModuleList(
             _Block(width, width, config) for width in widths for _ in range(2)
         )
-        self.shrink = nn.ModuleList(
-            nn.Conv1d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in finer
-        )
+        self.shrink = nn.ModuleList(_Conv(fine, coarse, 3, stride=2) for fine, coarse in finer)
         self.middle_blocks = nn.ModuleList(_Block(deepest, deepest, config) for _ in range(2))
         self.grow = nn.ModuleList(
             nn.ConvTranspose1d(coarse, fine, 4, stride=2, padding=1)
@@ -122,7 +140,7 @@ class Unet1d(FilmConditioned):
             for channels_in in (2 * fine, fine)
         )
         self.norm_out = nn.GroupNorm(config.groups, widths[0])
-        self.read_out = nn.Conv1d(widths[0], config.action_dim, config.kernel, padding=padding)
+        self.read_out = _Conv(widths[0], config.action_dim, config.kernel)
         blocks = [*self.down_blocks, *self.middle_blocks, *self.up_blocks]
         self._film_sizes = [block.channels for block in blocks for _ in ("scale", "shift")]
         self._add_conditioning(config, film_dim=sum(self._film_sizes))

@@ -7,8 +7,7 @@ import pytest
 from models import checkpoint
 from models.checkpoint import CheckpointError
 from models.networks.film_mlp import FilmMlpConfig
-from models.networks.unet1d import Unet1dConfig
-from tests.policies import TINY_SPEC, make_policy, save_checkpoint
+from tests.policies import make_policy, save_checkpoint
 
 
 def edit(folder, **network):
@@ -42,17 +41,3 @@ def test_a_network_that_makes_no_sense_is_refused(tmp_path, change, message):
     edit(tmp_path, **change)
     with pytest.raises(CheckpointError, match=message):
         checkpoint.load(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "message"),
-    [
-        ({"widths": (16, 16, 16, 16, 16)}, "halve the horizon 4 times"),
-        ({"widths": (16, 20)}, "multiple of groups = 8"),
-        ({"widths": ()}, "at least one level"),
-        ({"kernel": 4}, "odd"),
-    ],
-)
-def test_a_unet_that_does_not_fit_together_is_refused(sizes, message):
-    with pytest.raises(ValueError, match=message):
-        Unet1dConfig(TINY_SPEC.horizon, TINY_SPEC.action_dim, 6, 5, **sizes)

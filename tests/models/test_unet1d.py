@@ -1,0 +1,71 @@
+"""The U-Net as it starts, and the sizes that do not fit together."""
+
+from dataclasses import replace
+
+import onnx
+import pytest
+import torch
+
+from models.export import export_step
+from models.networks.unet1d import Unet1dConfig
+from tests.policies import TINY_SPEC, make_policy
+
+CONFIG = replace(Unet1dConfig.for_spec(TINY_SPEC, 5), widths=(16, 24, 32))
+
+
+@pytest.mark.parametrize("widths", [(16,), (16, 16), (16, 24, 32), (8, 8, 8, 8)])
+def test_every_block_starts_as_its_shortcut(widths):
+    """So the conditioning, which acts inside the blocks, has no effect yet."""
+    torch.manual_seed(0)
+    network = replace(CONFIG, widths=widths).build()
+    x_t, film = torch.randn(3, 8, 2), torch.randn(2, 3, network.film_dim)
+    output = network.denoise(x_t, film[0])
+    assert torch.equal(output, network.denoise(x_t, film[1]))
+    assert output.std() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("widths", "seen"),
+    [
+        ((16,), [3]),
+        # action 3 grows from the coarse 1 and 2, which shrank from 1, 2, 3 and 3, 4, 5
+        ((16, 16), [1, 2, 3, 4, 5]),
+        ((16, 16, 16, 16), range(8)),
+    ],
+)
+def test_far_ends_of_the_chunk_see_each_other_through_the_coarse_levels(widths, seen):
+    torch.manual_seed(0)
+    network = replace(CONFIG, widths=widths, kernel=1).build()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    for module in network.modules():
+        if isinstance(module, torch.nn.GroupNorm):  # a mean over all actions joins them, too
+            module.forward = lambda h: h
+    x_t = torch.randn(1, 8, 2, requires_grad=True)
+    output = network.denoise(x_t, torch.zeros(1, network.film_dim))
+    (gradient,) = torch.autograd.grad(output[0, 3].sum(), x_t)
+    assert (gradient[0] != 0).any(-1).nonzero().flatten().tolist() == list(seen)
+
+
+def test_the_graph_has_products_of_all_rows_for_convolutions(tmp_path):
+    """Nothing else would tell if the exporter came to see the convolutions: only their cost."""
+    policy = make_policy(network=replace(CONFIG, widths=(8, 8), condition_dim=8))
+    export_step(policy, tmp_path / "model.onnx")
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    operations = [node.op_type for node in graph.node]
+    assert "Conv" not in operations
+    assert operations.count("MatMul") + operations.count("Gemm") >= 19  # two a block, and three
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"widths": (16, 16, 16, 16, 16)}, "halve the horizon 4 times"),
+        ({"widths": (16, 20)}, "multiple of groups = 8"),
+        ({"widths": ()}, "at least one level"),
+        ({"kernel": 4}, "odd"),
+    ],
+)
+def test_sizes_that_do_not_fit_together_are_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(CONFIG, **sizes)
