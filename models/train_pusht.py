@@ -22,7 +22,6 @@ class TrainPushtConfig(PolicyTrainConfig):
 
     demos: tuple[str, ...]
     network: str = Unet1dConfig.kind
-    num_updates: int = 10_000
     draws_per_window: int = 1
     # two tasks lie 14.7 apart here, and wordings that nobody wrote down scatter by 3
     instruction_noise: float = 2.0
