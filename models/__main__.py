@@ -16,6 +16,7 @@ from models.describe import EXPLANATION, cost_table, default_configs
 from models.export import export_encoder, export_step
 from models.train import TrainConfig, train
 from models.train_mixture import TrainMixtureConfig, train_mixture
+from models.train_pusht import TrainPushtConfig
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,13 @@ def main() -> None:
     command = tyro.cli(
         Annotated[TrainConfig, subcommand("train", description="Train a desk policy, or go on.")]
         | Annotated[
+            TrainPushtConfig,
+            subcommand(
+                "train-pusht",
+                description="Train a Push-T policy on human demonstrations, or go on.",
+            ),
+        ]
+        | Annotated[
             TrainMixtureConfig,
             subcommand(
                 "train-mixture",
@@ -66,7 +74,7 @@ def main() -> None:
     )
     try:
         match command:
-            case TrainConfig():
+            case TrainConfig() | TrainPushtConfig():
                 manifest = train(command)
                 sys.stderr.write(f"{command.out} holds {manifest.model_id}\n")
             case TrainMixtureConfig():
@@ -90,7 +98,7 @@ def main() -> None:
                 else:
                     tables = [cost_table(*item) for item in default_configs().items()]
                 sys.stdout.write("\n".join([*tables, EXPLANATION]))
-    except (CheckpointError, FileNotFoundError, ValueError) as error:
+    except (CheckpointError, FileNotFoundError, ModuleNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; run the same command again to go on")

@@ -1,6 +1,7 @@
-"""Training of a desk policy: demonstrations and phrasings in, a checkpoint folder out.
+"""Training of a policy: demonstrations and phrasings in, a checkpoint folder out.
 
-How it is trained (loop, loss, resuming) is in `models.trainer`.
+What all tasks share, and the desk (`models.train_pusht` has Push-T). How it is trained (loop, loss,
+resuming) is in `models.trainer`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import hashlib
 import json
 import shlex
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from tqdm import tqdm
 
 from client.sims.desk import phrasings as desk_phrasings
 from client.sims.desk.spec import DESK_SPEC
+from client.specs import PolicySpec
 from models import checkpoint
 from models.dataset import Demonstrations, cut_windows
 from models.instruction_encoder import (
@@ -29,7 +32,10 @@ from models.instruction_encoder import (
     InstructionEncoder,
     weights_sha256,
 )
+from models.networks.config import NetworkConfig
 from models.networks.film_mlp import FilmMlpConfig
+from models.networks.kinds import config_to_json
+from models.networks.sizes import sized_config
 from models.policy import DiffusionConfig, DiffusionPolicy
 from models.trainer import TrainerConfig, TrainingRun, check_dropout, denoising_loss
 
@@ -37,14 +43,32 @@ UNTUNED_STEPS = 10
 """Step count of a checkpoint that has not been measured."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig(TrainerConfig):
-    """What `python -m models train` takes.
+@dataclass(frozen=True)
+class TrainingTask:
+    """What there is to learn.
 
     Attributes:
-        demos: recording made by `python -m client.sims.desk record`.
+        spec: what the policy takes and gives.
+        phrasings: task → instructions that ask for it.
+        demos: episodes, each of one of these tasks.
+        identity: what the demonstrations are, as JSON types: name and hash.
+    """
+
+    spec: PolicySpec
+    phrasings: Mapping[str, list[str]]
+    demos: Demonstrations
+    identity: Mapping[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyTrainConfig(TrainerConfig, ABC):
+    """How a policy is trained, whatever the task; a task says what its demonstrations are.
+
+    Attributes:
         out: checkpoint folder to write; an interrupted run in it is resumed.
         num_updates: optimiser steps.
+        network: kind of network; see `models.networks.kinds`.
+        sizes: its sizes, as NAME=NUMBER or NAME=NUMBER,NUMBER; its defaults for the rest.
         batch_size: windows an update.
         draws_per_window: (timestep, noise) draws for each window of a batch.
         instruction_dropout: share of windows whose instruction becomes the null embedding.
@@ -52,7 +76,8 @@ class TrainConfig(TrainerConfig):
             of one task have 1: stands for the wordings that nobody has written down.
     """
 
-    demos: Path
+    network: str = FilmMlpConfig.kind
+    sizes: tuple[str, ...] = ()
     num_updates: int = 12_000
     batch_size: int = 256
     draws_per_window: int = 4
@@ -67,19 +92,47 @@ class TrainConfig(TrainerConfig):
             raise ValueError(msg)
         check_dropout("instruction_dropout", self.instruction_dropout)
 
+    @abstractmethod
+    def task(self) -> TrainingTask:
+        """Read the demonstrations.
+
+        Raises:
+            FileNotFoundError, ValueError: unusable demonstrations.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(PolicyTrainConfig):
+    """What `python -m models train` takes.
+
+    Attributes:
+        demos: recording made by `python -m client.sims.desk record`.
+    """
+
+    demos: Path
+
+    def task(self) -> TrainingTask:
+        """See `PolicyTrainConfig.task`."""
+        return TrainingTask(
+            DESK_SPEC,
+            desk_phrasings.known(),
+            Demonstrations.load(self.demos),
+            {"demos": self.demos.name, "demos_sha256": checkpoint.file_sha256(self.demos)},
+        )
+
 
 class Batches:
     """Training windows and instruction embeddings as tensors; draws batches by update number."""
 
     def __init__(
         self,
-        demos: Demonstrations,
-        phrasings: Mapping[str, list[str]],
+        task: TrainingTask,
         policy: DiffusionPolicy,
-        config: TrainConfig,
+        config: PolicyTrainConfig,
     ) -> None:
         """Fit the policy's normalisers and embed every phrasing once."""
         self.config = config
+        demos, phrasings = task.demos, task.phrasings
         windows = cut_windows(demos.episode_ends, policy.spec)
         self._history = torch.from_numpy(windows.history)
         self._future = torch.from_numpy(windows.future)
@@ -87,13 +140,13 @@ class Batches:
         policy.observation_normalizers["state"].fit_standard(state)  # type: ignore[operator]
         policy.action_normalizer.fit_range(action)
 
-        tasks = list(phrasings)
+        names = list(phrasings)
         encoder = InstructionEncoder()
         self._embeddings = [
-            torch.from_numpy(_encode_all(encoder, phrasings[task], task)) for task in tasks
+            torch.from_numpy(_encode_all(encoder, phrasings[name], name)) for name in names
         ]
         policy.instruction_projection.fit(self._embeddings)
-        task_of_episode = np.array([tasks.index(task) for task in demos.task])
+        task_of_episode = np.array([names.index(name) for name in demos.task])
         self._task = torch.from_numpy(task_of_episode[windows.episode])
         self._state = state
         self._action = policy.action_normalizer(action)
@@ -120,7 +173,7 @@ def _encode_all(
 def loss_of(
     policy: DiffusionPolicy,
     batch: tuple[Tensor, Tensor, Tensor],
-    config: TrainConfig,
+    config: PolicyTrainConfig,
     generator: torch.Generator,
 ) -> Tensor:
     """Mean squared error of the prediction, over random timesteps and noise.
@@ -152,8 +205,8 @@ def loss_of(
     )
 
 
-def train(config: TrainConfig) -> checkpoint.Manifest:
-    """Train a desk policy, or go on with an interrupted run, and write the checkpoint.
+def train(config: PolicyTrainConfig) -> checkpoint.Manifest:
+    """Train a policy, or go on with an interrupted run, and write the checkpoint.
 
     Raises:
         FileNotFoundError, ValueError: unusable demonstrations.
@@ -161,15 +214,16 @@ def train(config: TrainConfig) -> checkpoint.Manifest:
     """
     # lets the processor multiply in bf16 where it can; weights and sums stay in float32
     torch.set_float32_matmul_precision("medium")
-    demos = Demonstrations.load(config.demos)
+    task = config.task()
     torch.manual_seed(config.seed)
-    spec = DESK_SPEC
-    phrasings = desk_phrasings.known()
-    network = FilmMlpConfig.for_spec(spec, instruction_dim=len(phrasings) - 1)
+    spec, demos = task.spec, task.demos
+    network = sized_config(
+        config.network, config.sizes, spec, instruction_dim=len(task.phrasings) - 1
+    )
     diffusion = DiffusionConfig(prediction_type=config.prediction_type)
     policy = DiffusionPolicy(spec, network, diffusion).train()
-    batches = Batches(demos, phrasings, policy, config)
-    identity = _identity(config, phrasings)
+    batches = Batches(task, policy, config)
+    identity = _identity(config, task, network)
     run = TrainingRun(policy, config, identity)
     if run.finished and (config.out / checkpoint.MANIFEST).exists():
         return checkpoint.read_manifest(config.out)  # nothing is written again
@@ -178,7 +232,7 @@ def train(config: TrainConfig) -> checkpoint.Manifest:
         lambda update, generator: loss_of(policy, batches.draw(update), config, generator)
     )
     manifest = checkpoint.Manifest(
-        model_id=f"{spec.task}-{network.width}x{network.num_blocks}-seed{config.seed}",
+        model_id=_model_id(config, spec, network),
         spec=spec,
         network=network,
         diffusion=diffusion,
@@ -198,12 +252,27 @@ def train(config: TrainConfig) -> checkpoint.Manifest:
     return checkpoint.save(config.out, manifest, policy.eval())
 
 
-def _identity(config: TrainConfig, phrasings: Mapping[str, list[str]]) -> dict[str, object]:
+def _identity(
+    config: PolicyTrainConfig, task: TrainingTask, network: NetworkConfig
+) -> dict[str, object]:
     """What a run depends on, as JSON types."""
-    words = json.dumps(phrasings).encode()
+    words = json.dumps(task.phrasings).encode()
+    fields = config.identity()
+    del fields["network"], fields["sizes"]
+    # not for the network that was once the only one: runs begun then can go on
+    if network != FilmMlpConfig.for_spec(task.spec, network.instruction_dim):
+        fields["network"] = json.loads(json.dumps(config_to_json(network)))
     return {
-        **config.identity(),
-        "demos": config.demos.name,
-        "demos_sha256": checkpoint.file_sha256(config.demos),
+        **fields,
+        **task.identity,
         "phrasings_sha256": hashlib.sha256(words).hexdigest(),
     }
+
+
+def _model_id(config: PolicyTrainConfig, spec: PolicySpec, network: NetworkConfig) -> str:
+    match network:
+        case FilmMlpConfig():
+            label = f"{network.width}x{network.num_blocks}"
+        case _:
+            label = "-".join([network.kind, *config.sizes])
+    return f"{spec.task}-{label}-seed{config.seed}"

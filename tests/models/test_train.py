@@ -1,6 +1,7 @@
 """The trainer: resuming changes nothing, and it learns."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -161,3 +162,12 @@ def test_it_learns_what_only_the_instruction_tells(config, tmp_path, prediction_
 def test_ranges_are_checked_by_name(config, field, value):
     with pytest.raises(ValueError, match=field):
         dataclasses.replace(config, **{field: value})
+
+
+def test_a_run_begun_when_there_was_one_network_goes_on(config):
+    """Its record names no network; a run with another one is not it."""
+    train.train(config)
+    record = json.loads((config.out / "training" / "run.json").read_text())["config"]
+    assert not {"network", "sizes"} & set(record)
+    with pytest.raises(ValueError, match=r"another configuration.*network.*None.*unet1d"):
+        train.train(dataclasses.replace(config, network="unet1d", sizes=("widths=8,16",)))

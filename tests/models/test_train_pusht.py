@@ -1,0 +1,169 @@
+"""Push-T training: windows from real replay buffers, resuming, the command."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from client.sims.pusht.spec import PUSHT_SPEC, TASKS
+from models import __main__ as command_line
+from models import checkpoint, train, train_pusht
+from models.networks.film_mlp import FilmMlpConfig
+from models.policy import DiffusionConfig, DiffusionPolicy
+from models.train import Batches
+from models.train_pusht import TrainPushtConfig, parse_demos
+from tests.models.replay_buffers import LENGTHS, make_arrays, write, write_both
+
+PHRASINGS = {
+    "middle": ["push the T to the middle", "centre the block"],
+    "lower_right": ["push the T to the lower right", "the block belongs in the corner"],
+}
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_pusht.pusht_phrasings, "known", lambda: PHRASINGS)
+    return TrainPushtConfig(
+        demos=write_both(tmp_path / "demos"),
+        out=tmp_path / "whole",
+        num_updates=6,
+        batch_size=64,
+        sizes=("widths=8,16",),
+    )
+
+
+def test_windows_hold_the_newest_states_and_the_actions_from_there_on(config):
+    """In these buffers the finger is sent to where it is, (step, 2·step): both can be told."""
+    network = FilmMlpConfig.for_spec(PUSHT_SPEC, instruction_dim=1)
+    policy = DiffusionPolicy(PUSHT_SPEC, network, DiffusionConfig())
+    state, _, chunk = Batches(config.task(), policy, config).draw(0)
+    actions = policy.to_actions(chunk).numpy()
+    ends = np.cumsum(LENGTHS)
+    starts = ends - LENGTHS
+    for window, chunk_actions in zip(state.numpy(), actions, strict=True):
+        now = int(window[1, 0])
+        episode = int(np.searchsorted(ends, now, side="right"))
+        assert window[0, 0] == max(now - 1, starts[episode])
+        expected = np.minimum(now + np.arange(16), ends[episode] - 1)
+        assert chunk_actions[:, 0] == pytest.approx(expected, abs=1e-3)
+        assert chunk_actions[:, 1] == pytest.approx(2 * expected, abs=1e-3)
+
+
+def test_normalised_actions_fill_the_clipped_range(config):
+    network = FilmMlpConfig.for_spec(PUSHT_SPEC, instruction_dim=1)
+    policy = DiffusionPolicy(PUSHT_SPEC, network, DiffusionConfig())
+    Batches(config.task(), policy, config)
+    corners = policy.action_normalizer(torch.tensor([[0.0, 0.0], [42.0, 84.0]]))
+    torch.testing.assert_close(corners, torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
+
+
+def test_an_interrupted_and_resumed_run_ends_with_the_same_weights(config, tmp_path, monkeypatch):
+    train.train(config)
+    parts = dataclasses.replace(config, out=tmp_path / "parts", save_every=2)
+
+    class InterruptedRunError(Exception):
+        pass
+
+    loss_of, calls = train.loss_of, []
+
+    def interrupt(*arguments):
+        calls.append(1)
+        if len(calls) == 5:  # after the state of update 4 has been saved
+            raise InterruptedRunError
+        return loss_of(*arguments)
+
+    monkeypatch.setattr(train, "loss_of", interrupt)
+    with pytest.raises(InterruptedRunError):
+        train.train(parts)
+    monkeypatch.setattr(train, "loss_of", loss_of)
+    train.train(parts)
+    whole, resumed = (checkpoint.load(c.out)[1].state_dict() for c in (config, parts))
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+def test_a_run_is_that_of_its_demonstrations_wherever_they_lie(config, tmp_path):
+    train.train(config)
+    again = dataclasses.replace(config, demos=write_both(tmp_path / "again"))
+    assert train.train(again).training["demos"] == {goal: f"{goal}.zarr.zip" for goal in TASKS}
+    arrays = make_arrays("middle", seed=7)
+    (tmp_path / "other").mkdir()
+    write(tmp_path / "other" / "middle.zarr.zip", arrays)
+    other = (f"middle={tmp_path}/other/middle.zarr.zip", again.demos[1])
+    with pytest.raises(ValueError, match=r"another configuration.*demos_sha256"):
+        train.train(dataclasses.replace(config, demos=other))
+
+
+@pytest.mark.parametrize(
+    ("network", "label"),
+    [
+        ([], "unet1d"),
+        (["--sizes", "widths=8,16"], "unet1d-widths=8,16"),
+        (["--network", "film_mlp", "--sizes", "width=32", "num_blocks=1"], "32x1"),
+    ],
+)
+def test_the_command_trains_a_checkpoint_that_says_what_it_is(
+    config, monkeypatch, tmp_path, network, label
+):
+    out = tmp_path / "made"
+    rest = ["--num-updates", "2", "--batch-size", "8", "--out", str(out), *network]
+    monkeypatch.setattr(sys, "argv", ["models", "train-pusht", "--demos", *config.demos, *rest])
+    command_line.main()
+    manifest, policy = checkpoint.load(out)
+    assert manifest.model_id == f"pusht-{label}-seed0"
+    assert manifest.spec == PUSHT_SPEC
+    assert manifest.training["demos"] == {goal: f"{goal}.zarr.zip" for goal in TASKS}
+    assert manifest.training["episodes"] == 2 * len(LENGTHS)
+    assert policy.chunk_shape == (16, 2)
+    assert "--demos" in manifest.command
+    command_line.main()  # finished: the same command leaves it alone
+
+
+def test_another_network_in_the_same_folder_is_refused(config):
+    train.train(config)
+    train.train(dataclasses.replace(config, sizes=("groups=8", "widths=8,16")))  # it is the same
+    with pytest.raises(ValueError, match=r"another configuration.*network.*widths"):
+        train.train(dataclasses.replace(config, sizes=("widths=16,16",)))
+
+
+def test_swapped_goals_are_an_error_of_one_line(config, monkeypatch, tmp_path):
+    paths = [word.split("=")[1] for word in config.demos]
+    words = [f"{goal}={path}" for goal, path in zip(TASKS, reversed(paths), strict=True)]
+    monkeypatch.setattr(
+        sys, "argv", ["models", "train-pusht", "--demos", *words, "--out", str(tmp_path / "x")]
+    )
+    with pytest.raises(SystemExit, match=r"error: .*these look like"):
+        command_line.main()
+
+
+def test_a_path_may_hold_what_separates_it_from_its_goal():
+    paths = parse_demos(["lower_right=b=1.zip", "middle=a.zip"])
+    assert list(paths.items()) == [("middle", Path("a.zip")), ("lower_right", Path("b=1.zip"))]
+    assert tuple(paths) == TASKS
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["a.zip", "b.zip"],
+        ["middle=a.zip"],
+        ["middle=a.zip", "middle=b.zip"],
+        ["middle=a.zip", "lower_right="],
+        ["middle=a.zip", "upper_left=b.zip"],
+        ["middle=a.zip", "lower_right=b.zip", "upper_left=c.zip"],
+    ],
+)
+def test_every_goal_needs_one_path(words):
+    with pytest.raises(ValueError, match="expected middle=PATH lower_right=PATH, got"):
+        parse_demos(words)
+
+
+def test_without_zarr_the_error_says_what_to_install(config, monkeypatch):
+    monkeypatch.delitem(sys.modules, "models.replay_buffer")
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    with pytest.raises(ModuleNotFoundError, match=r"zarr is not installed: pip install.*train"):
+        config.task()
