@@ -19,7 +19,9 @@ KIND = "shift_mlp"
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
     """With the network of the guide, added as the guide says."""
-    (file,) = re.findall(r"```python\n(# models/networks/.*?)```", GUIDE.read_text("utf-8"), re.DOTALL)
+    (file,) = re.findall(
+        r"```python\n(# models/networks/.*?)```", GUIDE.read_text("utf-8"), re.DOTALL
+    )
     path = tmp_path_factory.mktemp("networks") / "shift_mlp.py"
     path.write_text(file, "utf-8")
     spec = importlib.util.spec_from_file_location(KIND, path)

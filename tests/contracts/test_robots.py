@@ -23,7 +23,9 @@ CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"
 @pytest.fixture(scope="module", autouse=True)
 def example(tmp_path_factory):
     """The robot of CONTRIBUTING.md, installed as it says there."""
-    code = re.search(r"```python\n(.*?)```", CONTRIBUTING.read_text("utf-8"), re.DOTALL)
+    code = re.search(
+        r"## Adding a robot.*?```python\n(.*?)```", CONTRIBUTING.read_text("utf-8"), re.DOTALL
+    )
     sims = tmp_path_factory.mktemp("sims")
     (sims / "puck").mkdir()
     (sims / "puck" / "__init__.py").write_text('"""A puck on a rail."""\n')
