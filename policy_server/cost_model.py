@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_PACES, _PAUSES = 64, 2048
+_PACES, _PAUSES = 64, 512
 """Stretches remembered. Pauses are rare, and whoever caused them may come again: they are forgotten
 far later than the pace, which is measured anew every few milliseconds."""
 _CALM_PACES, _CALM_PAUSES = 8, 100

@@ -30,6 +30,7 @@ from policy_server.cost_model import CostModel
 from policy_server.engine import Engine, EngineLimits
 from policy_server.instruction_cache import InstructionCache
 from policy_server.planner import Planner, StepRange
+from policy_server.priority import set_nice
 from policy_server.reactor import Reactor
 from policy_server.requests import Refusal, Scheduler
 from policy_server.service import Service
@@ -61,6 +62,8 @@ class ServerConfig:
             waits longer to be looked at.
         min_steps: in place of the checkpoint's own, below which chunks are of no use.
         max_useful_steps: in place of the checkpoint's own, above which chunks get no better.
+        nice: priority against other programs, -20 (first) .. 19; below 0 needs permission, without
+            which it stays as it is.
     """
 
     checkpoint: Path = checkpoint.PRETRAINED / "desk"
@@ -71,11 +74,15 @@ class ServerConfig:
     max_call_ms: float = 3.0
     min_steps: int | None = None
     max_useful_steps: int | None = None
+    nice: int = -10
 
     def __post_init__(self) -> None:
         """Check ranges, naming the field."""
         if not 0 < self.max_call_ms < math.inf:
             msg = f"max_call_ms: expected more than 0, got {self.max_call_ms:g}"
+            raise ValueError(msg)
+        if not -20 <= self.nice <= 19:
+            msg = f"nice: expected -20..19, got {self.nice}"
             raise ValueError(msg)
         for name in ("num_threads", "max_in_flight"):
             if getattr(self, name) < 1:
@@ -179,6 +186,7 @@ def make_service(
 def serve(config: ServerConfig, make_engine: EngineFactory = Engine) -> None:
     """Serve until SIGTERM or Ctrl-C; prints `ready ADDRESS …` once answers can be in time."""
     limits = wire.DEFAULT_LIMITS
+    set_nice(config.nice)  # before any thread is started
     reactor = Reactor(limits)
     try:
         service = make_service(config, reactor, limits, make_engine)
