@@ -43,9 +43,10 @@ _QUEUE_SHARE = 0.25
 """See `allocate_steps`."""
 _SCARCE = 0.5
 """Steps are cut when fewer of the slots are free: whoever finds none would get nothing."""
-_SURPRISE_S, _SURPRISE_SHARE = 0.008, 0.5
+_SURPRISE_S, _SURPRISE_SHARE = 0.010, 0.65
 """Steps beyond the fewest leave so much of a budget free, at most such a share of it, even when no
-pause has been seen for long: two time slices of a neighbour, who may come at any moment."""
+pause has been seen for long: a neighbour may come at any moment, and take a time slice of some
+milliseconds while the request is on its way, in the middle of it, and on its way back."""
 _STALL_SHARE = 0.75
 """Of a budget, at most so much is left free for pauses that have been seen."""
 _PAUSE_S = 0.001
@@ -202,7 +203,7 @@ class Engine:
         chosen = self._choose(now_s, price)
         self._in_call = chosen.tolist()
         self._begin(chosen, now_s)
-        self._step(chosen, now_s)
+        self._step(chosen)
         if len(self._slot_of) == 1:
             self._go_on(chosen, now_s + self._limits.max_call_s, price)
         outcomes += self._finish(chosen)
@@ -213,8 +214,8 @@ class Engine:
     def _go_on(self, chosen: Slots, until_s: float, price: CallPrice) -> None:
         """More steps of a request that is alone, as many as keep no newcomer waiting for long."""
         step_s = float(price.step_s(self._rows.network_rows[chosen])[0])
-        while self._rows.steps_left[chosen[0]] and (now_s := self._clock()) + step_s <= until_s:
-            self._step(chosen, now_s)
+        while self._rows.steps_left[chosen[0]] and self._clock() + step_s <= until_s:
+            self._step(chosen)
 
     def _refuse_expired(self, now_s: float, price: CallPrice) -> list[Outcome]:
         """Refuse what has not begun and could not be in time any more if it began now."""
@@ -341,7 +342,7 @@ class Engine:
             self._admission.begun(request.key)
         self._cost.encode.observe((encoded_s - now_s) / len(slots))
 
-    def _step(self, chosen: Slots, now_s: float) -> None:
+    def _step(self, chosen: Slots) -> None:
         """One denoising step of each, in one network call."""
         rows, buffers = self._rows, self._backend.buffers
         if self._suspects:  # one that failed after its last step has none to repeat
@@ -354,8 +355,9 @@ class Engine:
         ended_s = self._clock()
         self._calls += 1
         rows.store(chosen, buffers, self._calls)
-        # from the end of the call before: what lies between two calls is part of their price
-        since_s = now_s if self._call_ended_s is None else self._call_ended_s
+        # from the end of the call before: what lies between two calls is part of their price, but
+        # what comes before the first one after idleness is not what comes before each
+        since_s = begun_s if self._call_ended_s is None else self._call_ended_s
         pause_s = ended_s - since_s - self._cost.per_call_s - self._cost.per_row_s * network_rows
         if pause_s > _PAUSE_S:
             self._admission.delayed(pause_s)

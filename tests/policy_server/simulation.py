@@ -27,8 +27,8 @@ class Clock:
 
 
 def budget_for(work_s):
-    """The budget that leaves so much for steps: 8 ms, at most half, are kept for surprises."""
-    return min(2 * work_s, work_s + 0.008)
+    """The budget that leaves so much for steps: 10 ms, at most 65%, are kept for surprises."""
+    return min(work_s / 0.35, work_s + 0.010)
 
 
 class NullBackend:

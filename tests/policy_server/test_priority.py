@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from policy_server.priority import set_nice
+from policy_server.server import ServerConfig
 
 READ = "import os; from policy_server.priority import set_nice; set_nice(5); print(os.nice(0))"
 
@@ -48,7 +49,5 @@ def test_where_it_is_not_permitted_the_log_says_what_to_do(monkeypatch, caplog):
 
 @pytest.mark.parametrize("nice", [-21, 20])
 def test_the_server_refuses_what_is_no_nice_value(nice):
-    from policy_server.server import ServerConfig
-
     with pytest.raises(ValueError, match="nice"):
         ServerConfig(nice=nice)
