@@ -19,6 +19,7 @@ from benchmarks import (
     hog,
     load,
     logsnr,
+    networks,
     steps,
     success,
     timeline,
@@ -32,6 +33,7 @@ from benchmarks.guidance import GuidanceConfig
 from benchmarks.hog import HogConfig
 from benchmarks.load import LoadConfig
 from benchmarks.logsnr import LogsnrConfig
+from benchmarks.networks import NetworksConfig
 from benchmarks.steps import StepsConfig
 from benchmarks.success import SuccessConfig
 from benchmarks.timeline import TimelineConfig
@@ -47,6 +49,7 @@ _MAIN: dict[type[Any], Callable[[Any], None]] = {
     HogConfig: hog.main,
     LoadConfig: load.main,
     LogsnrConfig: logsnr.main,
+    NetworksConfig: networks.main,
     StepsConfig: steps.main,
     SuccessConfig: success.main,
     TimelineConfig: timeline.main,
@@ -86,6 +89,10 @@ def main() -> None:
         | Annotated[
             LogsnrConfig,
             subcommand("logsnr", description="Choose the range of the uniform log-SNR grid."),
+        ]
+        | Annotated[
+            NetworksConfig,
+            subcommand("networks", description="What networks cost here, and what they achieve."),
         ]
         | Annotated[
             StepsConfig,
