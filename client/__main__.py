@@ -47,6 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument(
         "--timeout-ms", type=float, default=1000.0, help="give up after this (default 1000)"
     )
+    shared.add_argument(
+        "--keys", type=Path, metavar="FOLDER", help="for a server that was started with --keys"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("ping", parents=[shared], help="time to the server and back")
     commands.add_parser("metadata", parents=[shared], help="what the server serves")
@@ -82,7 +85,7 @@ def _load(path: Path) -> dict[str, npt.NDArray[Any]]:
 def _answer(args: argparse.Namespace) -> dict[str, Any]:
     timeout_s = args.timeout_ms / 1000
     observation = _load(args.observation) if args.command == "act" else {}
-    with PolicyClient(args.address) as policy:
+    with PolicyClient(args.address, keys=args.keys) as policy:
         if args.command == "ping":
             return {"round_trip_s": policy.ping(timeout_s=timeout_s)}
         metadata = policy.metadata(timeout_s=timeout_s)

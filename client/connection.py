@@ -1,4 +1,4 @@
-"""A DEALER socket on which nothing waits for an absent server; the client's only file with zmq."""
+"""A DEALER socket on which nothing waits for an absent server; the client's only socket."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TypeAlias
 import zmq
 
 from client.errors import InvalidRequestError
+from client.keys import ClientKeys
 from client.wire import Frame
 
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
@@ -18,13 +19,20 @@ HIGH_WATER_MARK = 64
 class Connection:
     """Comes back by itself after the server was away; of one thread, like the socket in it."""
 
-    def __init__(self, address: str, max_frame_bytes: int, context: Context | None) -> None:
+    def __init__(
+        self,
+        address: str,
+        max_frame_bytes: int,
+        context: Context | None,
+        keys: ClientKeys | None = None,
+    ) -> None:
         """Begin to connect; returns at once, whether a server is there or not.
 
         Args:
             address: as ZeroMQ writes it.
             max_frame_bytes: a larger frame is never received.
             context: to share ZeroMQ's threads with other sockets; `close` ends only an own one.
+            keys: of a server that asks for them.
 
         Raises:
             InvalidRequestError: the address cannot be one.
@@ -44,6 +52,10 @@ class Connection:
             (zmq.HEARTBEAT_TIMEOUT, 3000),
         ):
             self._socket.setsockopt(option, value)
+        if keys is not None:
+            self._socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server_public)
+            self._socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.own.public)
+            self._socket.setsockopt(zmq.CURVE_SECRETKEY, keys.own.secret)
         try:
             self._socket.connect(address)
         except zmq.ZMQError as error:

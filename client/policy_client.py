@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from client.connection import HIGH_WATER_MARK, Connection, Context
 from client.errors import ConnectionLostError, DeadlineError, InvalidRequestError, PolicyError
 from client.field_checks import positive_seconds
+from client.keys import ClientKeys
 from client.messages import (
     ActionChunk,
     ActRequest,
@@ -61,6 +63,7 @@ class PolicyClient:
         address: str,
         *,
         session_id: str | None = None,
+        keys: str | Path | None = None,
         limits: WireLimits = REPLY_LIMITS,
         context: Context | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -70,12 +73,13 @@ class PolicyClient:
         Args:
             address: of the server as ZeroMQ writes it, e.g. "tcp://192.168.0.7:5555".
             session_id: name of this robot; random if None.
+            keys: folder made by `python -m policy_server keygen`, for a server that asks for keys.
             limits: on what is sent and accepted.
             context: to share ZeroMQ's threads with other sockets; `close` ends only an own one.
             clock: monotonic, in seconds; whoever gives due_s must use the same.
 
         Raises:
-            InvalidRequestError: the address cannot be one.
+            InvalidRequestError: the address cannot be one, or the folder has no usable keys.
         """
         self.address = address
         self.session_id = session_id or uuid.uuid4().hex
@@ -86,7 +90,8 @@ class PolicyClient:
         self._margin = NetworkMargin()
         self._outstanding = Outstanding()
         self._settled: list[Result] = []
-        self._connection = Connection(address, limits.max_frame_bytes, context)
+        own_keys = None if keys is None else ClientKeys.load(Path(keys))
+        self._connection = Connection(address, limits.max_frame_bytes, context, own_keys)
 
     @property
     def dropped_replies(self) -> int:

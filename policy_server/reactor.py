@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import zmq
 
 from client import wire
 from client.errors import OverloadedError, PolicyError, ProtocolError, ServerFaultError
 from client.messages import REQUESTS, ActRequest, CancelRequest, ErrorReply, Reply
+from policy_server.security import ServerKeys
 from policy_server.service import Service
 
 log = logging.getLogger(__name__)
@@ -36,19 +38,24 @@ class Reactor:
 
     Args:
         limits: of what is accepted from the socket.
+        keys: of this server and of the clients that may connect; everybody may if None.
     """
 
-    def __init__(self, limits: wire.WireLimits) -> None:
+    def __init__(self, limits: wire.WireLimits, keys: ServerKeys | None = None) -> None:
         self._limits = limits
         self._drained = True
         self._drained_s = time.monotonic()
         self._outbox: list[tuple[int | None, list[wire.Frame]]] = []
         self._context = zmq.Context()
+        self._guard = ExitStack()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         # messages that one client may have waiting here before its own socket holds them back
         self._socket.setsockopt(zmq.RCVHWM, _RECEIVE_HIGH_WATER_MARK)
         self._socket.setsockopt(zmq.MAXMSGSIZE, limits.max_frame_bytes)
+        if keys is not None:
+            self._guard.enter_context(keys.protect(self._context))
+            keys.apply(self._socket)
 
     def bind(self, address: str) -> str:
         """Open for business; what a client sent before would be stale by now, so not earlier.
@@ -175,4 +182,5 @@ class Reactor:
     def close(self) -> None:
         """Flush replies for a moment, then close."""
         self._socket.close(linger=_DRAIN_LINGER_MS)
+        self._guard.close()
         self._context.term()

@@ -33,6 +33,7 @@ from policy_server.planner import Planner, StepRange
 from policy_server.priority import set_nice
 from policy_server.reactor import Reactor
 from policy_server.requests import Refusal, Scheduler
+from policy_server.security import ServerKeys, check_exposure
 from policy_server.service import Service
 
 log = logging.getLogger(__name__)
@@ -52,8 +53,10 @@ class ServerConfig:
 
     Attributes:
         checkpoint: folder made by `python -m models train`.
-        bind: ZeroMQ address; loopback unless you choose otherwise, since nothing is encrypted and
-            nobody is asked who they are.
+        bind: ZeroMQ address; one that other machines can reach needs `keys`.
+        keys: folder made by `python -m policy_server keygen`: everything is encrypted, and only
+            clients whose key is in its clients/ may connect.
+        unencrypted: let anybody on the network connect and read along.
         backend: what runs the network; auto measures both and takes the faster.
         num_threads: of one network call. More than one pays only for large networks, and takes
             cores from whatever else runs here.
@@ -68,6 +71,8 @@ class ServerConfig:
 
     checkpoint: Path = checkpoint.PRETRAINED / "desk"
     bind: str = "tcp://127.0.0.1:5555"
+    keys: Path | None = None
+    unencrypted: bool = False
     backend: BackendName = "auto"
     num_threads: int = 1
     max_in_flight: int = 128
@@ -186,8 +191,10 @@ def make_service(
 def serve(config: ServerConfig, make_engine: EngineFactory = Engine) -> None:
     """Serve until SIGTERM or Ctrl-C; prints `ready ADDRESS …` once answers can be in time."""
     limits = wire.DEFAULT_LIMITS
+    keys = None if config.keys is None else ServerKeys.load(config.keys)
+    check_exposure(config.bind, protected=keys is not None, unencrypted=config.unencrypted)
     set_nice(config.nice)  # before any thread is started
-    reactor = Reactor(limits)
+    reactor = Reactor(limits, keys)
     try:
         service = make_service(config, reactor, limits, make_engine)
         stopped: list[int] = []
