@@ -12,6 +12,7 @@ import zmq
 from client import wire
 from client.errors import OverloadedError, PolicyError, ProtocolError, ServerFaultError
 from client.messages import REQUESTS, ActRequest, CancelRequest, ErrorReply, Reply
+from policy_server.metrics import Metrics
 from policy_server.security import ServerKeys
 from policy_server.service import Service
 
@@ -39,9 +40,13 @@ class Reactor:
     Args:
         limits: of what is accepted from the socket.
         keys: of this server and of the clients that may connect; everybody may if None.
+
+    Attributes:
+        metrics: to be told of every reply and every turn, if anybody wants to know.
     """
 
     def __init__(self, limits: wire.WireLimits, keys: ServerKeys | None = None) -> None:
+        self.metrics: Metrics | None = None
         self._limits = limits
         self._drained = True
         self._drained_s = time.monotonic()
@@ -86,7 +91,10 @@ class Reactor:
         except ValueError as error:
             log.exception("reply to request %s cannot be sent", reply.request_id)
             fault = ServerFaultError(f"unsendable: {error}", request_id=reply.request_id)
-            frames = wire.encode(ErrorReply.from_error(fault), self._limits)
+            reply = ErrorReply.from_error(fault)
+            frames = wire.encode(reply, self._limits)
+        if self.metrics is not None:
+            self.metrics.replied(reply)
         self._outbox.append((reply.request_id, [address, *frames]))
         if len(self._outbox) >= _SENT_TOGETHER:
             self._flush()
@@ -117,6 +125,8 @@ class Reactor:
 
     def _turn(self, service: Service, wait_ms: int) -> None:
         """Take in what has arrived, then make at most one network call."""
+        if self.metrics is not None:
+            self.metrics.turned()
         if wait_ms:
             self._socket.poll(wait_ms, zmq.POLLIN)
         if self._drained:

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +30,7 @@ from policy_server.calibration import measure_calls, measure_cost, warm_up, zero
 from policy_server.cost_model import CostModel
 from policy_server.engine import Engine, EngineLimits
 from policy_server.instruction_cache import InstructionCache
+from policy_server.metrics import Metrics, MetricsServer
 from policy_server.planner import Planner, StepRange
 from policy_server.priority import set_nice
 from policy_server.reactor import Reactor
@@ -65,6 +67,7 @@ class ServerConfig:
             waits longer to be looked at.
         min_steps: in place of the checkpoint's own, below which chunks are of no use.
         max_useful_steps: in place of the checkpoint's own, above which chunks get no better.
+        metrics_port: /metrics for Prometheus and /healthz, on loopback; none if not given.
         nice: priority against other programs, -20 (first) .. 19; below 0 needs permission, without
             which it stays as it is.
     """
@@ -79,6 +82,7 @@ class ServerConfig:
     max_call_ms: float = 3.0
     min_steps: int | None = None
     max_useful_steps: int | None = None
+    metrics_port: int | None = None
     nice: int = -10
 
     def __post_init__(self) -> None:
@@ -131,7 +135,7 @@ def _guided_step_s(backend: Backend) -> float:
 
 def make_service(
     config: ServerConfig, reactor: Reactor, limits: wire.WireLimits, make_engine: EngineFactory
-) -> Service:
+) -> tuple[Service, Metrics]:
     """Load, warm up and calibrate everything that stands behind the socket.
 
     Raises:
@@ -185,7 +189,8 @@ def make_service(
         backend=backend.name,
         server_version=version("policy_server"),
     )
-    return Service(engine, instructions, metadata, clock, reactor.send)
+    service = Service(engine, instructions, metadata, clock, reactor.send)
+    return service, Metrics(manifest.model_id, cost, clock)
 
 
 def serve(config: ServerConfig, make_engine: EngineFactory = Engine) -> None:
@@ -195,8 +200,12 @@ def serve(config: ServerConfig, make_engine: EngineFactory = Engine) -> None:
     check_exposure(config.bind, protected=keys is not None, unencrypted=config.unencrypted)
     set_nice(config.nice)  # before any thread is started
     reactor = Reactor(limits, keys)
-    try:
-        service = make_service(config, reactor, limits, make_engine)
+    with ExitStack() as stack:
+        stack.callback(reactor.close)
+        service, metrics = make_service(config, reactor, limits, make_engine)
+        if config.metrics_port is not None:
+            stack.enter_context(MetricsServer(metrics, config.metrics_port))
+            reactor.metrics = metrics
         stopped: list[int] = []
 
         def stop(number: int, _frame: FrameType | None) -> None:
@@ -215,5 +224,3 @@ def serve(config: ServerConfig, make_engine: EngineFactory = Engine) -> None:
         reactor.serve(service, lambda: bool(stopped))
         service.close()
         log.info("stopped by signal %s", stopped[0])
-    finally:
-        reactor.close()
