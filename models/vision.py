@@ -114,8 +114,6 @@ class CameraEncoder(nn.Module):
             before, size = channels, (-(-size[0] // stride), -(-size[1] // stride))
         self.layers = nn.Sequential(*layers)
         self.scores = nn.Conv2d(before, config.key_points, 1, bias=False)  # softmax ignores a bias
-        # 1/temperature, learnt as in Finn et al.; a key point starts out as a place, not an average
-        self.sharpness = nn.Parameter(torch.tensor(5.0))
         self.read_out = nn.Linear(2 * config.key_points, config.features)
         self.register_buffer("grid", _positions(*size), persistent=False)
 
@@ -137,14 +135,15 @@ class CameraEncoder(nn.Module):
     def key_points(self, maps: Tensor) -> Tensor:
         """Expected position of each feature map under a softmax over all places (Finn et al. 2016).
 
+        Its temperature is 1: the weights of the scores can make up for any other.
+
         Args:
             maps: float [frames, channels, rows, columns].
 
         Returns:
             float [frames, key_points, 2]: x to the right and y down, −1..1.
         """
-        scores = self.sharpness * self.scores(maps).flatten(2)
-        return F.softmax(scores, dim=-1) @ self.grid
+        return F.softmax(self.scores(maps).flatten(2), dim=-1) @ self.grid
 
 
 def _positions(rows: int, columns: int) -> Tensor:

@@ -125,7 +125,7 @@ def test_the_cameras_of_a_checkpoint_are_described(monkeypatch, capsys, tmp_path
     output = run(monkeypatch, capsys, "describe", tmp_path)
     layers = [(25 * 3 * 8, 3 * 3), (9 * 8 * 16, 2 * 2), (16 * 4, 2 * 2), (8 * 3, 1)]
     mflop = 2 * sum(weights * places for weights, places in layers) + 2 * 2 * 4 * 4 * 2
-    parameters = sum(weights for weights, _ in layers) + 3 * 8 + 3 * 16 + 1 + 3
+    parameters = sum(weights for weights, _ in layers) + 3 * 8 + 3 * 16 + 3
     expected = (
         f"5 × 6 of 8 × 10 pixels → 3 numbers: {parameters:,} parameters, {mflop / 1e6:.2f} MFLOP"
     )

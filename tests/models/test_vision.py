@@ -49,7 +49,7 @@ def test_key_points_are_expected_positions():
     maps = torch.randn(3, 16, 2, 2, dtype=torch.float64)
     with torch.no_grad():
         found = encoder.key_points(maps)
-        scores = float(encoder.sharpness) * encoder.scores(maps)
+        scores = encoder.scores(maps)
     for frame in range(3):
         for point in range(TINY_VISION.key_points):
             weights = np.exp(scores[frame, point].numpy())
@@ -67,8 +67,7 @@ def test_a_key_point_follows_what_it_sees():
             parameter.zero_()
         encoder.layers[0].weight[0, :, 2, 2] = 1.0
         encoder.layers[1].weight.fill_(1.0)
-        encoder.scores.weight[0, 0] = 1.0
-        encoder.sharpness.fill_(10.0)
+        encoder.scores.weight[0, 0] = 10.0
         encoder.read_out.weight.copy_(torch.eye(2))
         for row, column in ((20, 20), (4, 30), (34, 2)):
             image = torch.zeros(1, 1, 40, 40, 3, dtype=torch.uint8)
