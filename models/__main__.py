@@ -12,7 +12,7 @@ from tyro.conf import Positional, subcommand
 
 from models import checkpoint
 from models.checkpoint import CheckpointError
-from models.describe import EXPLANATION, cost_table, default_configs
+from models.describe import EXPLANATION, camera_table, cost_table, default_configs
 from models.export import export_encoder, export_step
 from models.train import TrainConfig, train
 from models.train_mixture import TrainMixtureConfig, train_mixture
@@ -95,6 +95,8 @@ def main() -> None:
                 if command.checkpoint:
                     manifest, _ = checkpoint.load(command.checkpoint)
                     tables = [cost_table(manifest.model_id, [manifest.network])]
+                    if manifest.vision:
+                        tables.append(camera_table(manifest.spec, manifest.vision))
                 else:
                     tables = [cost_table(*item) for item in default_configs().items()]
                 sys.stdout.write("\n".join([*tables, EXPLANATION]))

@@ -23,6 +23,7 @@ from models.networks.config import NetworkConfig
 from models.networks.kinds import config_from_json, config_to_json
 from models.policy import DiffusionConfig, DiffusionPolicy
 from models.samplers import SamplerName, takes_eta
+from models.vision import VisionConfig, vision_from_json
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -104,6 +105,7 @@ class Manifest:
         training: seeds, data and figures of the training run.
         command: the command that made it.
         files: sha256 of every other file of the checkpoint.
+        vision: sizes of its camera encoders; absent from the file where there are no cameras.
     """
 
     model_id: str
@@ -119,6 +121,7 @@ class Manifest:
     training: Mapping[str, Any] = field(default_factory=dict)
     guided_input: str = "instruction"
     files: Mapping[str, str] = field(default_factory=dict)
+    vision: VisionConfig | None = None
 
     def __post_init__(self) -> None:
         """Check what the planner and the server rely on."""
@@ -143,6 +146,8 @@ class Manifest:
         fields = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
         fields["spec"] = self.spec.to_dict()
         fields["network"] = config_to_json(self.network)
+        if self.vision is None:
+            del fields["vision"]
         return json.dumps({"format": FORMAT, **fields}, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -165,6 +170,7 @@ class Manifest:
         fields["diffusion"] = DiffusionConfig(**fields["diffusion"])
         fields["defaults"] = SamplingDefaults(**fields["defaults"])
         fields["success_by_steps"] = tuple(fields["success_by_steps"])
+        fields["vision"] = vision_from_json(fields.get("vision"))
         return cls(**fields)
 
 
@@ -261,7 +267,9 @@ def load(folder: Path) -> tuple[Manifest, DiffusionPolicy]:
             msg = f"{path}: altered or truncated: expected sha256 {expected}, got {found}"
             raise CheckpointError(msg)
     try:
-        policy = DiffusionPolicy(manifest.spec, manifest.network, manifest.diffusion)
+        policy = DiffusionPolicy(
+            manifest.spec, manifest.network, manifest.diffusion, manifest.vision
+        )
     except ValueError as error:
         msg = f"{folder / MANIFEST}: {error}"
         raise CheckpointError(msg) from error

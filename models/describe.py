@@ -18,6 +18,7 @@ from client.sims.pusht.spec import TASKS as PUSHT_TASKS
 from client.specs import PolicySpec
 from models.networks.config import NetworkConfig
 from models.networks.kinds import KINDS
+from models.vision import VisionConfig, camera_encoders
 
 EXPLANATION = """\
 Operations are those of matrix products and convolutions as torch's counter has them: two for each
@@ -93,6 +94,23 @@ def cost_table(title: str, configs: Iterable[NetworkConfig]) -> str:
         lines.append(
             f"  {config.kind:<12}{cost.parameters:>12,}{cost.step_operations / 1e6:>14.2f}"
             f"{cost.condition_operations / 1e6:>18.2f}{cost.film_dim:>10,}   {_sizes(config)}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def camera_table(spec: PolicySpec, vision: VisionConfig) -> str:
+    """Lines for people: what it costs to look at a frame of each camera, once a request."""
+    lines = ["cameras, each step of the observation, once a request:"]
+    for name, encoder in camera_encoders(spec, vision).items():
+        frame = torch.empty(1, 1, *spec.observation[name].shape[1:], dtype=torch.uint8)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            encoder(frame)
+        rows, columns = vision.crop
+        parameters = sum(parameter.numel() for parameter in encoder.parameters())
+        lines.append(
+            f"  {name}: {rows} × {columns} of {frame.shape[2]} × {frame.shape[3]} pixels → "
+            f"{vision.features} numbers: {parameters:,} parameters, "
+            f"{counter.get_total_flops() / 1e6:.2f} MFLOP"
         )
     return "\n".join(lines) + "\n"
 

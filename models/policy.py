@@ -19,6 +19,7 @@ from models.networks.config import NetworkConfig, observation_dim
 from models.networks.protocol import DenoisingNetwork
 from models.normalizer import Normalizer
 from models.schedules import ScheduleName, make_alpha_bar
+from models.vision import VisionConfig, camera_encoders, cameras
 
 
 @dataclass(frozen=True)
@@ -50,21 +51,25 @@ class DiffusionConfig:
 
 
 class DiffusionPolicy(nn.Module):
-    """Network, normalisers and noise schedule; no sampling loop (see `models.sampling`)."""
+    """Network, normalisers, camera encoders and noise schedule; no sampling loop."""
 
     action_minimum: Tensor
     action_maximum: Tensor
 
     def __init__(
-        self, spec: PolicySpec, network: NetworkConfig, diffusion: DiffusionConfig
+        self,
+        spec: PolicySpec,
+        network: NetworkConfig,
+        diffusion: DiffusionConfig,
+        vision: VisionConfig | None = None,
     ) -> None:
-        """Build the network, with initial weights.
+        """Build the network and an encoder for each camera, with initial weights.
 
         Raises:
-            ValueError: the network has other shapes than `spec`.
+            ValueError: the network or the encoders have other shapes than `spec`.
         """
         super().__init__()
-        expected = (spec.horizon, spec.action_dim, observation_dim(spec))
+        expected = (spec.horizon, spec.action_dim, observation_dim(spec, vision))
         found = (network.horizon, network.action_dim, network.observation_dim)
         if found != expected:
             msg = (
@@ -75,9 +80,14 @@ class DiffusionPolicy(nn.Module):
             raise ValueError(msg)
         self.spec = spec
         self.diffusion = diffusion
+        self.vision = vision
         self.network: DenoisingNetwork = network.build()
         self.observation_normalizers = nn.ModuleDict(
-            {name: Normalizer(array.shape[-1]) for name, array in spec.observation.items()}
+            {
+                name: Normalizer(array.shape[-1])
+                for name, array in spec.observation.items()
+                if name not in cameras(spec)
+            }
         )
         self.action_normalizer = Normalizer(spec.action_dim)
         self.instruction_projection = InstructionProjection(
@@ -85,6 +95,8 @@ class DiffusionPolicy(nn.Module):
         )
         for name in ("action_minimum", "action_maximum"):
             self.register_buffer(name, torch.tensor(getattr(spec, name)), persistent=False)
+        # last: seeds give initial weights in this order, and policies without cameras keep theirs
+        self.camera_encoders = nn.ModuleDict(camera_encoders(spec, vision))
 
     @property
     def chunk_shape(self) -> tuple[int, int]:
@@ -95,16 +107,24 @@ class DiffusionPolicy(nn.Module):
         """Normalise and flatten observations, one step after another, oldest first.
 
         Args:
-            observation: name → float [n, obs_steps, ...], in the robot's units.
+            observation: name → [n, obs_steps, ...], in the robot's units; a camera's frames are
+                uint8, and may be larger than what its encoder looks at.
 
         Returns:
             float [n, observation_dim].
         """
         steps = [
-            normalizer(observation[name]).flatten(1).unflatten(1, (self.spec.obs_steps, -1))
-            for name, normalizer in self.observation_normalizers.items()
+            self._encoder_of(name)(observation[name])
+            .flatten(1)
+            .unflatten(1, (self.spec.obs_steps, -1))
+            for name in self.spec.observation
         ]
         return torch.cat(steps, dim=-1).flatten(1)
+
+    def _encoder_of(self, name: str) -> nn.Module:
+        """What makes numbers of an array of the observation that the network can use."""
+        frames = name in self.camera_encoders
+        return (self.camera_encoders if frames else self.observation_normalizers)[name]
 
     def condition_part(
         self, observation: Mapping[str, Tensor], instruction: Tensor, drop: Tensor
@@ -112,7 +132,7 @@ class DiffusionPolicy(nn.Module):
         """What a request computes once; the network sees the projected instruction.
 
         Args:
-            observation: name → float [n, obs_steps, ...], in the robot's units.
+            observation: name → [n, obs_steps, ...], in the robot's units.
             instruction: float [n, INSTRUCTION_DIM], sentence embeddings.
             drop: bool [n], True for the unconditional branch (the observation stays).
 

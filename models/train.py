@@ -12,8 +12,9 @@ import shlex
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,7 @@ from models.networks.kinds import config_to_json
 from models.networks.sizes import sized_config
 from models.policy import DiffusionConfig, DiffusionPolicy
 from models.trainer import TrainerConfig, TrainingRun, check_dropout, denoising_loss
+from models.vision import VisionConfig, cameras, random_crops
 
 UNTUNED_STEPS = 10
 """Step count of a checkpoint that has not been measured."""
@@ -51,13 +53,17 @@ class TrainingTask:
         spec: what the policy takes and gives.
         phrasings: task → instructions that ask for it.
         demos: episodes, each of one of these tasks.
+        observation: by the names of the specification, what was seen at each step [steps, …].
         identity: what the demonstrations are, as JSON types: name and hash.
+        vision: sizes of the camera encoders, if anything seen is a picture.
     """
 
     spec: PolicySpec
     phrasings: Mapping[str, list[str]]
     demos: Demonstrations
+    observation: Mapping[str, npt.NDArray[Any]]
     identity: Mapping[str, object]
+    vision: VisionConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +119,12 @@ class TrainConfig(PolicyTrainConfig):
 
     def task(self) -> TrainingTask:
         """See `PolicyTrainConfig.task`."""
+        demos = Demonstrations.load(self.demos)
         return TrainingTask(
             DESK_SPEC,
             desk_phrasings.known(),
-            Demonstrations.load(self.demos),
+            demos,
+            {"state": demos.state},
             {"demos": self.demos.name, "demos_sha256": checkpoint.file_sha256(self.demos)},
         )
 
@@ -136,8 +144,11 @@ class Batches:
         windows = cut_windows(demos.episode_ends, policy.spec)
         self._history = torch.from_numpy(windows.history)
         self._future = torch.from_numpy(windows.future)
-        state, action = torch.from_numpy(demos.state), torch.from_numpy(demos.action)
-        policy.observation_normalizers["state"].fit_standard(state)  # type: ignore[operator]
+        self._seen = {name: torch.from_numpy(seen) for name, seen in task.observation.items()}
+        self._cameras = tuple(cameras(task.spec))
+        for name, normalizer in policy.observation_normalizers.items():
+            normalizer.fit_standard(self._seen[name])  # type: ignore[operator]
+        action = torch.from_numpy(demos.action)
         policy.action_normalizer.fit_range(action)
 
         names = list(phrasings)
@@ -148,11 +159,17 @@ class Batches:
         policy.instruction_projection.fit(self._embeddings)
         task_of_episode = np.array([names.index(name) for name in demos.task])
         self._task = torch.from_numpy(task_of_episode[windows.episode])
-        self._state = state
+        self._vision = task.vision
         self._action = policy.action_normalizer(action)
 
-    def draw(self, update: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(state [n, obs_steps, dim], embedding [n, INSTRUCTION_DIM], chunk [n, horizon, dim])."""
+    def draw(self, update: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """A batch of windows.
+
+        Returns:
+            Observations: name → [n, obs_steps, ...], of pictures a random part each.
+            Embeddings, float32 [n, INSTRUCTION_DIM].
+            Chunks, float32 [n, horizon, action_dim], normalised.
+        """
         rng = np.random.default_rng((self.config.seed, update, 1))
         index = torch.from_numpy(rng.integers(len(self._history), size=self.config.batch_size))
         which = torch.from_numpy(rng.random(self.config.batch_size, np.float32))
@@ -160,7 +177,12 @@ class Batches:
         for task, embeddings in enumerate(self._embeddings):
             rows = self._task[index] == task
             instruction[rows] = embeddings[(which[rows] * len(embeddings)).long()]
-        return self._state[self._history[index]], instruction, self._action[self._future[index]]
+        observation = {name: seen[self._history[index]] for name, seen in self._seen.items()}
+        if self._vision:
+            rng = np.random.default_rng((self.config.seed, update, 2))
+            for name in self._cameras:
+                observation[name] = random_crops(observation[name], self._vision.crop, rng)
+        return observation, instruction, self._action[self._future[index]]
 
 
 def _encode_all(
@@ -172,7 +194,7 @@ def _encode_all(
 
 def loss_of(
     policy: DiffusionPolicy,
-    batch: tuple[Tensor, Tensor, Tensor],
+    batch: tuple[Mapping[str, Tensor], Tensor, Tensor],
     config: PolicyTrainConfig,
     generator: torch.Generator,
 ) -> Tensor:
@@ -187,13 +209,13 @@ def loss_of(
     Returns:
         A scalar.
     """
-    state, instruction, x0 = batch
-    rows = len(state)
+    observation, instruction, x0 = batch
+    rows = len(x0)
     drop = torch.rand(rows, generator=generator) < config.instruction_dropout
     projected = policy.instruction_projection(instruction)
     jitter = config.instruction_noise * torch.randn(projected.shape, generator=generator)
     condition = policy.network.condition_part(
-        policy.flatten_observation({"state": state}), projected + jitter, drop
+        policy.flatten_observation(observation), projected + jitter, drop
     )
     return denoising_loss(
         policy.network,
@@ -217,11 +239,9 @@ def train(config: PolicyTrainConfig) -> checkpoint.Manifest:
     task = config.task()
     torch.manual_seed(config.seed)
     spec, demos = task.spec, task.demos
-    network = sized_config(
-        config.network, config.sizes, spec, instruction_dim=len(task.phrasings) - 1
-    )
+    network = sized_config(config.network, config.sizes, spec, len(task.phrasings) - 1, task.vision)
     diffusion = DiffusionConfig(prediction_type=config.prediction_type)
-    policy = DiffusionPolicy(spec, network, diffusion).train()
+    policy = DiffusionPolicy(spec, network, diffusion, task.vision).train()
     batches = Batches(task, policy, config)
     identity = _identity(config, task, network)
     run = TrainingRun(policy, config, identity)
@@ -248,6 +268,7 @@ def train(config: PolicyTrainConfig) -> checkpoint.Manifest:
             "windows": len(demos.state),
             **figures,
         },
+        vision=task.vision,
     )
     return checkpoint.save(config.out, manifest, policy.eval())
 
@@ -260,8 +281,11 @@ def _identity(
     fields = config.identity()
     del fields["network"], fields["sizes"]
     # not for the network that was once the only one: runs begun then can go on
-    if network != FilmMlpConfig.for_spec(task.spec, network.instruction_dim):
+    default = FilmMlpConfig.for_spec(task.spec, network.instruction_dim, task.vision)
+    if network != default:
         fields["network"] = json.loads(json.dumps(config_to_json(network)))
+    if task.vision:
+        fields["vision"] = json.loads(json.dumps(asdict(task.vision)))
     return {
         **fields,
         **task.identity,

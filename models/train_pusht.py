@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
+
+import numpy.typing as npt
 
 from client.sims.pusht import phrasings as pusht_phrasings
-from client.sims.pusht.spec import GOALS, PUSHT_SPEC
+from client.sims.pusht.spec import GOALS, PUSHT_IMAGE_SPEC, PUSHT_SPEC
 from models.networks.unet1d import Unet1dConfig
 from models.train import PolicyTrainConfig, TrainingTask
+from models.vision import VisionConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,9 +22,13 @@ class TrainPushtConfig(PolicyTrainConfig):
 
     Attributes:
         demos: replay buffers as GOAL=PATH, one for each goal; a path is a zarr zip or folder.
+        observation: what the policy sees: the numbers of the state, or a picture of the board. The
+            pictures are painted from the recorded states (a minute, and 1.4 GB of memory), since
+            in recorded ones a single outline gives the goal away.
     """
 
     demos: tuple[str, ...]
+    observation: Literal["state", "image"] = "state"
     network: str = Unet1dConfig.kind
     draws_per_window: int = 1
     # two tasks lie 14.7 apart here, and wordings that nobody wrote down scatter by 3
@@ -50,12 +58,29 @@ class TrainPushtConfig(PolicyTrainConfig):
         paths = parse_demos(self.demos)
         demos = load_demonstrations(paths)
         names = {goal: path.name for goal, path in paths.items()}
-        return TrainingTask(
-            PUSHT_SPEC,
-            pusht_phrasings.known(),
-            demos,
-            {"demos": names, "demos_sha256": content_sha256(demos)},
-        )
+        identity = {"demos": names, "demos_sha256": content_sha256(demos)}
+        phrasings = pusht_phrasings.known()
+        match self.observation:
+            case "state":
+                return TrainingTask(PUSHT_SPEC, phrasings, demos, {"state": demos.state}, identity)
+            case "image":
+                from client.sims.pusht_image.pictures import (  # noqa: PLC0415 - needs the simulator
+                    paint_all,
+                )
+
+                seen: dict[str, npt.NDArray[Any]] = {
+                    "camera": paint_all(demos.state),
+                    "finger": demos.state[:, :2],
+                }
+                return TrainingTask(
+                    PUSHT_IMAGE_SPEC, phrasings, demos, seen, identity, VisionConfig()
+                )
+
+    def identity(self) -> dict[str, object]:
+        """See `TrainerConfig.identity`; the sizes of a camera encoder tell what is seen."""
+        fields = super().identity()
+        del fields["observation"]
+        return fields
 
 
 def parse_demos(demos: Sequence[str]) -> dict[str, Path]:

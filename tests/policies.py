@@ -9,6 +9,7 @@ from models import checkpoint
 from models.instruction_encoder import PACKAGE, weights_sha256
 from models.networks.film_mlp import FilmMlpConfig
 from models.policy import DiffusionConfig, DiffusionPolicy
+from models.vision import VisionConfig
 
 TINY_SPEC = PolicySpec(
     task="tiny",
@@ -21,9 +22,20 @@ TINY_SPEC = PolicySpec(
     exec_steps=4,
     control_period_s=0.01,
 )
+CAMERA_SPEC = replace(
+    TINY_SPEC,
+    observation={
+        "left": ArraySpec((2, 8, 10, 3), "uint8"),
+        "state": ArraySpec((2, 3), "float32", ("x", "y", "z")),
+        "right": ArraySpec((2, 6, 6, 3), "uint8"),
+    },
+)
+TINY_VISION = VisionConfig(crop=(5, 6), channels=(8, 16), key_points=4, features=3)
 
 
-def make_policy(prediction_type="sample", spec=TINY_SPEC, seed=0, width=32, network=None):
+def make_policy(
+    prediction_type="sample", spec=TINY_SPEC, seed=0, width=32, network=None, vision=None
+):
     """An untrained policy whose every weight matters (no layer is left at zero).
 
     Args:
@@ -32,16 +44,18 @@ def make_policy(prediction_type="sample", spec=TINY_SPEC, seed=0, width=32, netw
         seed: of the weights.
         width: of a small FiLM MLP, its network if none is given.
         network: configuration of another network, for `spec` and 5 numbers an instruction.
+        vision: sizes of its camera encoders, if `spec` has cameras.
     """
     torch.manual_seed(seed)
     network = network or replace(
-        FilmMlpConfig.for_spec(spec, instruction_dim=5),
+        FilmMlpConfig.for_spec(spec, 5, vision),
         width=width,
         num_blocks=2,
         condition_dim=16,
         instruction_features=8,
     )
-    policy = DiffusionPolicy(spec, network, DiffusionConfig(prediction_type=prediction_type))
+    diffusion = DiffusionConfig(prediction_type=prediction_type)
+    policy = DiffusionPolicy(spec, network, diffusion, vision)
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -61,6 +75,7 @@ def save_checkpoint(folder, policy, min_steps=2, max_useful_steps=8, **fields):
         max_useful_steps=max_useful_steps,
         instruction_encoder={"package": PACKAGE, "sha256": weights_sha256()},
         command="none: untrained",
+        vision=policy.vision,
         **fields,
     )
     return checkpoint.save(folder, manifest, policy)

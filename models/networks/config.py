@@ -9,6 +9,7 @@ from typing import ClassVar, Self
 
 from client.specs import PolicySpec
 from models.networks.protocol import DenoisingNetwork
+from models.vision import VisionConfig, cameras, check_vision
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,30 @@ class NetworkConfig(ABC):
             raise ValueError(msg)
 
     @classmethod
-    def for_spec(cls, spec: PolicySpec, instruction_dim: int) -> Self:
-        """The default sizes for the shapes of `spec`; change sizes with `dataclasses.replace`."""
-        return cls(spec.horizon, spec.action_dim, observation_dim(spec), instruction_dim)
+    def for_spec(
+        cls, spec: PolicySpec, instruction_dim: int, vision: VisionConfig | None = None
+    ) -> Self:
+        """The default sizes for the shapes of `spec`; change sizes with `dataclasses.replace`.
+
+        Args:
+            spec: what the policy takes and gives.
+            instruction_dim: numbers in a projected instruction.
+            vision: what frames become, if there are cameras.
+        """
+        return cls(spec.horizon, spec.action_dim, observation_dim(spec, vision), instruction_dim)
 
     @abstractmethod
     def build(self) -> DenoisingNetwork:
         """The network, a `torch.nn.Module` with initial weights."""
 
 
-def observation_dim(spec: PolicySpec) -> int:
-    """Numbers in the flattened observation history."""
-    return sum(prod(array.shape) for array in spec.observation.values())
+def observation_dim(spec: PolicySpec, vision: VisionConfig | None = None) -> int:
+    """Numbers in the flattened observation history, in which frames are features.
+
+    Raises:
+        ValueError: `vision` does not fit the cameras of `spec`.
+    """
+    check_vision(spec, vision)
+    frames = cameras(spec) if vision else {}
+    vectors = (prod(array.shape) for name, array in spec.observation.items() if name not in frames)
+    return sum(vectors) + len(frames) * spec.obs_steps * (vision.features if vision else 0)

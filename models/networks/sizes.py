@@ -8,10 +8,15 @@ from collections.abc import Sequence
 from client.specs import PolicySpec
 from models.networks.config import NetworkConfig
 from models.networks.kinds import config_class
+from models.vision import VisionConfig
 
 
 def sized_config(
-    kind: str, sizes: Sequence[str], spec: PolicySpec, instruction_dim: int
+    kind: str,
+    sizes: Sequence[str],
+    spec: PolicySpec,
+    instruction_dim: int,
+    vision: VisionConfig | None = None,
 ) -> NetworkConfig:
     """The default sizes of a kind of network, but for those that are given.
 
@@ -20,11 +25,12 @@ def sized_config(
         sizes: `name=number`, or `name=number,number,…` where there are several.
         spec: gives the shapes that it must fit.
         instruction_dim: numbers in a projected instruction.
+        vision: what frames become, if there are cameras.
 
     Raises:
         ValueError: unknown kind, unknown size, no number, or one out of its range.
     """
-    config = config_class(kind).for_spec(spec, instruction_dim)
+    config = config_class(kind).for_spec(spec, instruction_dim, vision)
     shapes = {field.name for field in dataclasses.fields(NetworkConfig)}
     defaults = {
         field.name: getattr(config, field.name)

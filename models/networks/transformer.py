@@ -23,6 +23,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 from client.specs import PolicySpec
 from models.networks.conditioning import TimeMlp
 from models.networks.config import NetworkConfig, observation_dim
+from models.vision import VisionConfig
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,11 @@ class TransformerConfig(NetworkConfig):
                 raise ValueError(msg)
 
     @classmethod
-    def for_spec(cls, spec: PolicySpec, instruction_dim: int) -> Self:
+    def for_spec(
+        cls, spec: PolicySpec, instruction_dim: int, vision: VisionConfig | None = None
+    ) -> Self:
         """See `NetworkConfig.for_spec`."""
-        shapes = (spec.horizon, spec.action_dim, observation_dim(spec), instruction_dim)
+        shapes = (spec.horizon, spec.action_dim, observation_dim(spec, vision), instruction_dim)
         return cls(*shapes, spec.obs_steps)
 
     def build(self) -> Transformer:

@@ -64,7 +64,9 @@ def test_a_robot_without_a_bundled_policy_says_so(monkeypatch, tmp_path):
 
 
 def test_an_unknown_robot_is_refused_by_name():
-    with pytest.raises(ValueError, match="robot: expected one of desk, pusht, got 'dog'"):
+    with pytest.raises(
+        ValueError, match="robot: expected one of desk, pusht, pusht_image, got 'dog'"
+    ):
         SuccessConfig(robot="dog")
 
 

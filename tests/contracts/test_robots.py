@@ -15,6 +15,7 @@ from client.sims.simulation import load_robot, robot_names
 ROBOTS = (
     "desk",
     "pusht",
+    "pusht_image",
     "puck",  # the example in CONTRIBUTING.md
 )
 CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"

@@ -12,7 +12,7 @@ from models.networks.film_mlp import FilmMlpConfig
 from models.networks.kinds import KINDS
 from models.networks.transformer import TransformerConfig
 from models.networks.unet1d import Unet1dConfig
-from tests.policies import make_policy, save_checkpoint
+from tests.policies import CAMERA_SPEC, TINY_VISION, make_policy, save_checkpoint
 
 H, A, OBS, INSTRUCTION = 8, 3, 6, 5
 
@@ -118,6 +118,19 @@ def test_a_checkpoint_is_described_by_its_own_network(monkeypatch, capsys, tmp_p
     assert "tiny: x_t [n, 8, 2], observation [n, 6], instruction [n, 5] → [n, 8, 2]" in output
     assert f"{cost.parameters:,}" in output
     assert "unet1d" not in output
+
+
+def test_the_cameras_of_a_checkpoint_are_described(monkeypatch, capsys, tmp_path):
+    save_checkpoint(tmp_path, make_policy(spec=CAMERA_SPEC, vision=TINY_VISION))
+    output = run(monkeypatch, capsys, "describe", tmp_path)
+    layers = [(25 * 3 * 8, 3 * 3), (9 * 8 * 16, 2 * 2), (16 * 4, 2 * 2), (8 * 3, 1)]
+    mflop = 2 * sum(weights * places for weights, places in layers) + 2 * 2 * 4 * 4 * 2
+    parameters = sum(weights for weights, _ in layers) + 3 * 8 + 3 * 16 + 3
+    expected = (
+        f"5 × 6 of 8 × 10 pixels → 3 numbers: {parameters:,} parameters, {mflop / 1e6:.2f} MFLOP"
+    )
+    assert f"left: {expected}" in output
+    assert "right: 5 × 6 of 6 × 6 pixels" in output
 
 
 def test_a_damaged_checkpoint_is_not_described(monkeypatch, capsys, tmp_path):

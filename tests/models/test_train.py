@@ -66,7 +66,7 @@ def test_a_perfect_network_has_no_loss(config, monkeypatch, prediction_type):
     monkeypatch.setattr(network, "denoise", perfect)
     monkeypatch.setattr(network, "time_part", lambda t: t.float()[:, None])
     monkeypatch.setattr(network, "condition_part", lambda o, i, d: torch.zeros(len(o), 1))
-    batch = (torch.zeros(5, 2, 13), torch.zeros(5, INSTRUCTION_DIM), x0)
+    batch = ({"state": torch.zeros(5, 2, 13)}, torch.zeros(5, INSTRUCTION_DIM), x0)
     generator = torch.Generator().manual_seed(1)
     assert train.loss_of(policy, batch, config, generator).item() < 1e-4
 

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from client.sims.pusht.spec import PUSHT_SPEC, TASKS
+from client.sims.pusht.spec import PUSHT_IMAGE_SPEC, PUSHT_SPEC, TASKS
+from client.sims.pusht_image.pictures import Painter
 from models import __main__ as command_line
 from models import checkpoint, train, train_pusht
 from models.networks.film_mlp import FilmMlpConfig
 from models.policy import DiffusionConfig, DiffusionPolicy
 from models.train import Batches
 from models.train_pusht import TrainPushtConfig, parse_demos
+from models.vision import VisionConfig
 from tests.models.replay_buffers import LENGTHS, make_arrays, write, write_both
 
 PHRASINGS = {
@@ -39,17 +41,74 @@ def test_windows_hold_the_newest_states_and_the_actions_from_there_on(config):
     """In these buffers the finger is sent to where it is, (step, 2·step): both can be told."""
     network = FilmMlpConfig.for_spec(PUSHT_SPEC, instruction_dim=1)
     policy = DiffusionPolicy(PUSHT_SPEC, network, DiffusionConfig())
-    state, _, chunk = Batches(config.task(), policy, config).draw(0)
+    observation, _, chunk = Batches(config.task(), policy, config).draw(0)
     actions = policy.to_actions(chunk).numpy()
     ends = np.cumsum(LENGTHS)
     starts = ends - LENGTHS
-    for window, chunk_actions in zip(state.numpy(), actions, strict=True):
+    for window, chunk_actions in zip(observation["state"].numpy(), actions, strict=True):
         now = int(window[1, 0])
         episode = int(np.searchsorted(ends, now, side="right"))
         assert window[0, 0] == max(now - 1, starts[episode])
         expected = np.minimum(now + np.arange(16), ends[episode] - 1)
         assert chunk_actions[:, 0] == pytest.approx(expected, abs=1e-3)
         assert chunk_actions[:, 1] == pytest.approx(2 * expected, abs=1e-3)
+
+
+@pytest.fixture
+def image_config(config):
+    return dataclasses.replace(config, observation="image", batch_size=8, num_updates=2)
+
+
+def test_a_picture_is_of_the_state_that_the_window_ends_with(image_config):
+    task = image_config.task()
+    network = FilmMlpConfig.for_spec(PUSHT_IMAGE_SPEC, 1, task.vision)
+    policy = DiffusionPolicy(PUSHT_IMAGE_SPEC, network, DiffusionConfig(), task.vision)
+    batches = Batches(task, policy, image_config)
+    observation, _, chunk = batches.draw(0)
+    again, other = batches.draw(0)[0], batches.draw(1)[0]
+    assert torch.equal(observation["camera"], again["camera"])
+    assert observation["camera"].shape == other["camera"].shape == (8, 1, 84, 84, 3)
+    assert not torch.equal(observation["camera"], other["camera"])
+    painter = Painter()
+    actions = policy.to_actions(chunk).numpy()
+    places = set()
+    for crop, finger, chunk_actions in zip(
+        observation["camera"][:, 0].numpy(), observation["finger"][:, 0], actions, strict=True
+    ):
+        assert chunk_actions[0] == pytest.approx(finger.numpy(), abs=1e-3)
+        both = [
+            painter.paint(state)
+            for state in task.demos.state
+            if np.array_equal(state[:2], finger.numpy())
+        ]
+        found = [
+            (top, left)
+            for whole in both
+            for top in range(13)
+            for left in range(13)
+            if np.array_equal(whole[top : top + 84, left : left + 84], crop)
+        ]
+        assert len(found) == 1
+        places.add(found[0])
+    assert len(places) > 1
+
+
+def test_a_policy_that_sees_pictures_is_trained_and_says_so(image_config):
+    manifest = train.train(image_config)
+    assert manifest.spec == PUSHT_IMAGE_SPEC
+    assert manifest.vision == VisionConfig()
+    assert manifest.model_id.startswith("pusht_image-unet1d")
+    _, policy = checkpoint.load(image_config.out)
+    fresh = train.train(dataclasses.replace(image_config, out=image_config.out.parent / "fresh"))
+    assert fresh.files == manifest.files  # the same weights once more
+    torch.manual_seed(image_config.seed)
+    untrained = DiffusionPolicy(
+        manifest.spec, policy.network.config, policy.diffusion, manifest.vision
+    )
+    for name, parameter in policy.camera_encoders.named_parameters():
+        assert not torch.equal(parameter, untrained.camera_encoders.get_parameter(name)), name
+    with pytest.raises(ValueError, match=r"another configuration.*vision"):
+        train.train(dataclasses.replace(image_config, observation="state"))
 
 
 def test_normalised_actions_fill_the_clipped_range(config):

@@ -7,8 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policy_server.calibration import measure_calls, measure_cost, warm_up
+from policy_server.backends.protocol import BackendSettings
+from policy_server.backends.torch_backend import TorchBackend
+from policy_server.calibration import measure_calls, measure_cost, warm_up, zero_observation
 from policy_server.requests import Answer
+from tests.policies import CAMERA_SPEC, TINY_VISION, make_policy
 from tests.policy_server.simulation import (
     NOTHING_SEEN,
     Clock,
@@ -33,6 +36,28 @@ def test_what_was_simulated_is_measured(fixed_s, call_s, encode_s, finish_s):
     assert cost.per_row_s == pytest.approx(call_s, abs=1e-9)
     assert cost.encode.estimate_s == pytest.approx(encode_s, abs=1e-9)
     assert cost.finish.estimate_s == pytest.approx(finish_s, abs=1e-9)
+
+
+def test_looking_at_cameras_is_part_of_encoding_once_a_request_and_of_no_step():
+    """Each frame takes a millisecond here, and nothing else any time worth mentioning."""
+    policy = make_policy(spec=CAMERA_SPEC, vision=TINY_VISION)
+    clock = Clock()
+
+    def looked_at(_encoder, images):
+        clock.now_s += 0.001 * images[0].shape[:2].numel()
+
+    for encoder in policy.camera_encoders.values():
+        encoder.register_forward_pre_hook(looked_at)
+
+    def read():
+        clock.now_s += 1e-6
+        return clock.now_s
+
+    machine = TorchBackend(policy, BackendSettings(num_threads=1, max_requests=2))
+    cost = measure_cost(machine, zero_observation(CAMERA_SPEC), read, 0.003)
+    frames = 2 * CAMERA_SPEC.obs_steps  # of two cameras
+    assert cost.encode.estimate_s == pytest.approx(0.001 * frames, abs=1e-5)
+    assert cost.per_call_s + 4 * cost.per_row_s < 1e-4
 
 
 def test_calls_are_guided_and_their_sizes_double_until_the_buffers_are_full():

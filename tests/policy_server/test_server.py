@@ -21,11 +21,13 @@ from client import (
     wire,
 )
 from client.messages import ActRequest, CancelRequest, PingRequest, Pong
+from client.sims.pusht.spec import PUSHT_IMAGE_SPEC
 from client.wire import WireLimits
 from models.grids import make_timesteps
 from models.instruction_encoder import InstructionEncoder
 from models.sampling import Sampling, sample_chunks
 from models.schedules import make_alpha_bar
+from models.vision import VisionConfig
 from tests.policies import make_policy, save_checkpoint
 
 BUDGET_S = 2.0
@@ -86,6 +88,40 @@ def test_the_chunk_is_what_offline_sampling_gives(policy, w, eta):
     assert chunk.timesteps == tuple(make_timesteps("trailing", 6, make_alpha_bar("cosine", 1000)))
     assert chunk.nfe == 6 * (2 if w == 2.0 else 1)
     assert (chunk.num_steps, chunk.guidance_scale, chunk.eta, chunk.seed) == (6, w, eta, 11)
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx"])
+def test_pictures_are_seen_as_they_were_sent(tmp_path, backend):
+    camera_policy = make_policy(spec=PUSHT_IMAGE_SPEC, vision=VisionConfig())
+    save_checkpoint(tmp_path, camera_policy)
+    rng = np.random.default_rng(0)
+    observations = [
+        {
+            "camera": rng.integers(256, size=(1, 96, 96, 3), dtype=np.uint8),
+            "finger": rng.standard_normal((1, 2)).astype(np.float32),
+        }
+        for _ in range(2)
+    ]
+    with (
+        running_server(tmp_path, "--backend", backend) as server,
+        PolicyClient(server.address) as client,
+    ):
+        assert client.metadata(timeout_s=5.0).spec == PUSHT_IMAGE_SPEC
+        chunks = [act(client, seen, num_steps=6, seed=11) for seen in observations]
+        with pytest.raises(InvalidRequestError, match=r"camera.*uint8.*float32"):
+            act(client, {**observations[0], "camera": observations[0]["camera"].astype("f4")})
+    expected = sample_chunks(
+        camera_policy,
+        {
+            name: np.stack([seen[name] for seen in observations])
+            for name in PUSHT_IMAGE_SPEC.observation
+        },
+        np.repeat(InstructionEncoder().encode(["open the drawer"]), 2, axis=0),
+        Sampling(num_steps=6),
+        seeds=[11, 11],
+    )
+    np.testing.assert_allclose([chunk.actions for chunk in chunks], expected, atol=1e-3)
+    assert np.abs(expected[0] - expected[1]).max() > 0.01
 
 
 def test_auto_gives_all_useful_steps_when_there_is_time_and_echoes_the_defaults(policy):

@@ -1,12 +1,13 @@
 """What Push-T is: its goals and its specification (needs no simulator).
 
 Lengths are pixels of a 512 × 512 board, x to the right, y down; angles are radians. The goal is
-where the outline is: no observation shows it, the instruction names it.
+where the outline is: no observation says which one is meant, the instruction names it.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from client.specs import ArraySpec, PolicySpec
 
@@ -36,3 +37,16 @@ PUSHT_SPEC = PolicySpec(
     exec_steps=8,
     control_period_s=CONTROL_PERIOD_S,
 )
+
+PICTURE_SIDE = 96
+"""Pixels, as in the published data sets."""
+PUSHT_IMAGE_SPEC = replace(
+    PUSHT_SPEC,
+    task="pusht_image",
+    observation={
+        "camera": ArraySpec((1, PICTURE_SIDE, PICTURE_SIDE, 3), "uint8", ("red", "green", "blue")),
+        "finger": ArraySpec((1, 2), "float32", STATE_NAMES[:2]),
+    },
+    obs_steps=1,
+)
+"""The same with a picture of the board: `client.sims.pusht_image` says what is on it."""
