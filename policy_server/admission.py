@@ -64,7 +64,9 @@ class Admission:
         self._unpromised = 0
         self._rows_promised = 0
         self._price = CallPrice(cost.per_call_s, cost.per_row_s, 2)
-        self._backlog = Backlog(0.0)
+        self._begins_s = 0.0
+        self._made = Backlog(0.0)
+        self._inside: tuple[npt.NDArray[np.float64], Demand] | None = None
 
     # ── what has become of requests ──────────────────────────────────────────────────────────────
 
@@ -111,13 +113,26 @@ class Admission:
             price: of calls from now on.
         """
         self._price = price
-        promised = ~(demand.late | demand.yields)
-        work_s = (demand.network_rows * demand.fewest)[promised] * price.row_s
-        self._backlog = Backlog(now_s, deadline_s[promised].tolist(), work_s.tolist())
+        self._begins_s = now_s
+        self._inside = deadline_s, demand
+
+    @property
+    def _backlog(self) -> Backlog:
+        """What is promised; made when the first newcomer after a call asks."""
+        if self._inside is not None:
+            deadline_s, demand = self._inside
+            promised = ~(demand.late | demand.yields)
+            work_s = (demand.network_rows * demand.fewest)[promised] * self._price.row_s
+            deadlines_s = deadline_s[promised].tolist()
+            self._made = Backlog(self._begins_s, deadlines_s, work_s.tolist())
+            self._inside = None
+        return self._made
 
     def delayed(self, pause_s: float) -> None:
         """All promises will be kept so much later than planned."""
-        self._backlog.delay(pause_s)
+        self._begins_s += pause_s
+        if self._inside is None:
+            self._made.delay(pause_s)
 
     # ── newcomers ────────────────────────────────────────────────────────────────────────────────
 
@@ -130,7 +145,7 @@ class Admission:
             inside: requests in flight.
         """
         if not inside:
-            self._backlog = Backlog(self._clock())
+            self._inside, self._made = None, Backlog(self._clock())
         taken_back = older is not None and self._take_back(older)
         others, unpromised = inside, self._unpromised
         if older is not None:

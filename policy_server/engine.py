@@ -278,10 +278,12 @@ class Engine:
         fewest = np.where(fixed, rows.steps_left[slots], np.maximum(steps.min_steps - executed, 1))
         most = np.where(fixed, fewest, np.maximum(steps.max_useful_steps - executed, fewest))
         time_left_s = rows.deadline_s[slots] - now_s - cost.finish.estimate_s
-        encode_s = np.where(begun, 0.0, cost.encode.typical_s)
+        encode_s, pressing = np.zeros(len(slots)), np.zeros(len(slots), bool)
+        if not begun.all():
+            encode_s[~begun] = cost.encode.typical_s
+            waited_s = now_s - rows.deadline_s[slots] + rows.budget_s[slots]
+            pressing = ~begun & (waited_s + price.full_call_s > self._limits.max_call_s)
         late = fewest * price.step_s(network_rows) + encode_s > time_left_s
-        waited_s = now_s - rows.deadline_s[slots] + rows.budget_s[slots]
-        pressing = ~begun & (waited_s + price.full_call_s > self._limits.max_call_s)
         overdue = np.zeros_like(late)
         if late.any() and self._calls % _LATE_EVERY == 0:
             passed_over = np.where(late, self._calls - rows.last_call[slots], 0)
