@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import zmq
+from tyro.conf import Positional
 from zmq.auth import create_certificates
 from zmq.auth.thread import ThreadAuthenticator
 
@@ -78,8 +79,8 @@ class KeygenConfig:
         clients: names, one a robot. KEYS/NAME is what to copy to it, and to delete here then.
     """
 
-    keys: Path
-    clients: tuple[str, ...]
+    keys: Positional[Path]
+    clients: Positional[tuple[str, ...]]
 
     def __post_init__(self) -> None:
         """Check that names are plain file names that are not taken."""

@@ -1,10 +1,14 @@
 """Keys: a real server that asks for them, clients that have them and clients that have not."""
 
+import os
 import re
 import selectors
 import socket
 import stat
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +28,9 @@ INSTRUCTION = "open the drawer, please"
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):
     folder = tmp_path_factory.mktemp("keys")
-    keygen(KeygenConfig(folder / "lab", ("arm", "cart")))
+    command = [sys.executable, "-m", "policy_server", "keygen", "lab", "arm", "cart"]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run(command, cwd=folder, env=env, check=True)  # as the README has it
     keygen(KeygenConfig(folder / "elsewhere", ("stranger",)))
     return folder
 
