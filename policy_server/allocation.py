@@ -142,6 +142,13 @@ def _fits(
     return fits
 
 
+def _done_s(demand: Demand, steps_left: Ints, late: Bools, price: CallPrice) -> Floats:
+    """When each is done at the latest, earliest deadline first and `late` ones last."""
+    row_steps = np.where(late, 0, demand.network_rows * steps_left)
+    before_s = (np.cumsum(row_steps) - row_steps) * price.row_s
+    return np.asarray(before_s + steps_left * price.step_s(demand.network_rows), np.float64)
+
+
 def choose_rows(demand: Demand, steps_left: Ints, price: CallPrice) -> npt.NDArray[np.intp]:
     """Which requests take part in the next call: the more the better, as long as nobody suffers.
 
@@ -169,19 +176,15 @@ def choose_rows(demand: Demand, steps_left: Ints, price: CallPrice) -> npt.NDArr
         if ((together_s + demand.encode_s.sum() <= time_left_s) | late).all():
             return np.arange(len(steps_left))
     alone_s = steps_left * price.step_s(network_rows)
-    row_steps = np.where(late, 0, network_rows * steps_left)  # late ones go last
-    before_s = (np.cumsum(row_steps) - row_steps) * price.row_s
-    in_time = before_s + alone_s <= time_left_s
-    if demand.yields.any() and not in_time[~late].all():
+    done_s = _done_s(demand, steps_left, late, price)
+    if demand.yields.any() and (done_s > time_left_s)[~late].any():
         late = late | demand.yields
-        row_steps = np.where(late, 0, row_steps)
-        before_s = (np.cumsum(row_steps) - row_steps) * price.row_s
-        in_time = before_s + alone_s <= time_left_s
-    if in_time[~late].all():
+        done_s = _done_s(demand, steps_left, late, price)
+    if (done_s <= time_left_s)[~late].all():
         first = demand.pressing & ~late
         first_s = np.where(first, price.step_s(network_rows) + demand.encode_s, 0.0)
         overtaken_s = first_s.sum() - np.cumsum(first_s)
-        if not (overtaken_s + before_s + alone_s <= time_left_s)[~late].all():
+        if (overtaken_s + done_s > time_left_s)[~late].any():
             first = np.zeros_like(late)
         order = np.lexsort((~first, late, ~demand.overdue))
         allowed_s = np.where(late, np.inf, time_left_s / steps_left)[order]

@@ -135,7 +135,7 @@ def _guided_step_s(backend: Backend) -> float:
 
 def make_service(
     config: ServerConfig, reactor: Reactor, limits: wire.WireLimits, make_engine: EngineFactory
-) -> tuple[Service, Metrics]:
+) -> Service:
     """Load, warm up and calibrate everything that stands behind the socket.
 
     Raises:
@@ -189,8 +189,9 @@ def make_service(
         backend=backend.name,
         server_version=version("policy_server"),
     )
-    service = Service(engine, instructions, metadata, clock, reactor.send)
-    return service, Metrics(manifest.model_id, cost, clock)
+    if config.metrics_port is not None:
+        reactor.metrics = Metrics(manifest.model_id, cost, clock)
+    return Service(engine, instructions, metadata, clock, reactor.send)
 
 
 def serve(config: ServerConfig, make_engine: EngineFactory = Engine) -> None:
@@ -202,10 +203,9 @@ def serve(config: ServerConfig, make_engine: EngineFactory = Engine) -> None:
     reactor = Reactor(limits, keys)
     with ExitStack() as stack:
         stack.callback(reactor.close)
-        service, metrics = make_service(config, reactor, limits, make_engine)
-        if config.metrics_port is not None:
-            stack.enter_context(MetricsServer(metrics, config.metrics_port))
-            reactor.metrics = metrics
+        service = make_service(config, reactor, limits, make_engine)
+        if reactor.metrics is not None and config.metrics_port is not None:
+            stack.enter_context(MetricsServer(reactor.metrics, config.metrics_port))
         stopped: list[int] = []
 
         def stop(number: int, _frame: FrameType | None) -> None:

@@ -13,6 +13,7 @@ from models import checkpoint, train
 from models.instruction_encoder import INSTRUCTION_DIM
 from models.sampling import Sampling, sample_chunks
 from models.train import TrainConfig
+from tests.models.interruptions import train_with_a_break
 from tests.policies import make_policy
 
 TASKS = ("drawer_open", "drawer_close")
@@ -79,23 +80,7 @@ def test_an_interrupted_and_resumed_run_ends_with_the_same_weights(config, tmp_p
     train.train(config)
     parts = dataclasses.replace(config, out=tmp_path / "parts", save_every=2)
 
-    class InterruptedRunError(Exception):
-        pass
-
-    loss_of, calls = train.loss_of, []
-
-    def interrupt(*arguments):
-        calls.append(1)
-        if len(calls) == 5:  # after the state of update 4 has been saved
-            raise InterruptedRunError
-        return loss_of(*arguments)
-
-    monkeypatch.setattr(train, "loss_of", interrupt)
-    with pytest.raises(InterruptedRunError):
-        train.train(parts)
-    assert not (parts.out / "manifest.json").exists()
-    monkeypatch.setattr(train, "loss_of", loss_of)
-    train.train(parts)
+    train_with_a_break(parts, monkeypatch)
     whole, resumed = weights(config.out), weights(parts.out)
     assert whole.keys() == resumed.keys()
     for name, value in whole.items():

@@ -17,6 +17,7 @@ from models.policy import DiffusionConfig, DiffusionPolicy
 from models.train import Batches
 from models.train_pusht import TrainPushtConfig, parse_demos
 from models.vision import VisionConfig
+from tests.models.interruptions import train_with_a_break
 from tests.models.replay_buffers import LENGTHS, make_arrays, write, write_both
 
 PHRASINGS = {
@@ -123,22 +124,7 @@ def test_an_interrupted_and_resumed_run_ends_with_the_same_weights(config, tmp_p
     train.train(config)
     parts = dataclasses.replace(config, out=tmp_path / "parts", save_every=2)
 
-    class InterruptedRunError(Exception):
-        pass
-
-    loss_of, calls = train.loss_of, []
-
-    def interrupt(*arguments):
-        calls.append(1)
-        if len(calls) == 5:  # after the state of update 4 has been saved
-            raise InterruptedRunError
-        return loss_of(*arguments)
-
-    monkeypatch.setattr(train, "loss_of", interrupt)
-    with pytest.raises(InterruptedRunError):
-        train.train(parts)
-    monkeypatch.setattr(train, "loss_of", loss_of)
-    train.train(parts)
+    train_with_a_break(parts, monkeypatch)
     whole, resumed = (checkpoint.load(c.out)[1].state_dict() for c in (config, parts))
     for name, value in whole.items():
         assert torch.equal(value, resumed[name]), name
