@@ -100,26 +100,27 @@ def allocate_steps(demand: Demand, reserve_s: Floats, queue_share: float, price:
     if len(late) == 1:  # the same in short
         fit = (demand.time_left_s[0] - reserve_s[0]) / price.step_s(demand.network_rows)[0]
         return np.array([max(fewest[0], int(min(fit + _ROUNDING_S, most[0])))])
-    level = np.full(len(late), np.iinfo(np.int64).max // 2)
-    on_time = np.flatnonzero(~late)
-    if len(on_time):
-        rows, done = demand.network_rows[on_time], demand.executed[on_time]
-        low, high = fewest[on_time], most[on_time]
-        left_s = demand.time_left_s[on_time] - np.where(low < high, reserve_s[on_time], 0.0)
-        elastic = low < high
-        if not elastic.any() or _fits(rows, high, left_s, queue_share, price).all():
-            return np.where(late, fewest, most)
-        levels = _levels(int((done + low)[elastic].min()), int((done + high)[elastic].max()))
-        steps = np.clip(levels[:, None] - done, low, high)
-        fits = _fits(rows, steps, left_s, queue_share, price)
-        counted = fits.cumprod(axis=0).sum(axis=0)
-        # a fixed count, or one that yields, that fits at no level: the others do not give way
-        hopeless = (counted == 0) & (~elastic | demand.yields[on_time])
-        highest = np.where(hopeless, len(levels), np.maximum(counted, 1)) - 1
-        # whoever is due earlier is part of all that is due later
-        shared = np.minimum.accumulate(highest[::-1])[::-1]
-        level[on_time] = levels[shared]
-    return np.where(late, fewest, np.clip(level - demand.executed, fewest, most))
+    on_time = (~late).nonzero()[0]
+    if not len(on_time):
+        return fewest
+    rows, done = demand.network_rows[on_time], demand.executed[on_time]
+    low, high = fewest[on_time], most[on_time]
+    elastic = low < high
+    left_s = demand.time_left_s[on_time] - elastic * reserve_s[on_time]
+    if not elastic.any() or _fits(rows, high, left_s, queue_share, price).all():
+        return np.where(late, fewest, most)
+    levels = _levels(int((done + low)[elastic].min()), int((done + high)[elastic].max()))
+    steps = np.clip(levels[:, None] - done, low, high)
+    fits = _fits(rows, steps, left_s, queue_share, price)
+    counted = fits.cumprod(axis=0).sum(axis=0)
+    # a fixed count, or one that yields, that fits at no level: the others do not give way
+    hopeless = (counted == 0) & (~elastic | demand.yields[on_time])
+    highest = np.where(hopeless, len(levels), np.maximum(counted, 1)) - 1
+    # whoever is due earlier is part of all that is due later
+    shared = np.minimum.accumulate(highest[::-1])[::-1]
+    given = fewest.copy()
+    given[on_time] = np.clip(levels[shared] - done, low, high)
+    return given
 
 
 def _levels(low: int, high: int) -> Ints:
@@ -133,7 +134,7 @@ def _fits(
     rows: Ints, steps: Ints, time_left_s: Floats, queue_share: float, price: CallPrice
 ) -> Bools:
     """Whether each would be done in good time, along the last axis, if none due later took part."""
-    total_rows = np.cumsum(rows * steps, axis=-1)
+    total_rows = (rows * steps).cumsum(axis=-1)
     calls = np.maximum(np.maximum.accumulate(steps, axis=-1), total_rows / price.max_rows)
     done_s = price.per_call_s * calls + price.per_row_s * total_rows
     alone_s = steps * price.step_s(rows)
@@ -145,7 +146,7 @@ def _fits(
 def _done_s(demand: Demand, steps_left: Ints, late: Bools, price: CallPrice) -> Floats:
     """When each is done at the latest, earliest deadline first and `late` ones last."""
     row_steps = np.where(late, 0, demand.network_rows * steps_left)
-    before_s = (np.cumsum(row_steps) - row_steps) * price.row_s
+    before_s = (row_steps.cumsum() - row_steps) * price.row_s
     return np.asarray(before_s + steps_left * price.step_s(demand.network_rows), np.float64)
 
 
@@ -183,7 +184,7 @@ def choose_rows(demand: Demand, steps_left: Ints, price: CallPrice) -> npt.NDArr
     if (done_s <= time_left_s)[~late].all():
         first = demand.pressing & ~late
         first_s = np.where(first, price.step_s(network_rows) + demand.encode_s, 0.0)
-        overtaken_s = first_s.sum() - np.cumsum(first_s)
+        overtaken_s = first_s.sum() - first_s.cumsum()
         if (overtaken_s + done_s > time_left_s)[~late].any():
             first = np.zeros_like(late)
         order = np.lexsort((~first, late, ~demand.overdue))
@@ -193,7 +194,7 @@ def choose_rows(demand: Demand, steps_left: Ints, price: CallPrice) -> npt.NDArr
         start_s = np.where(late, time_left_s, time_left_s - alone_s)
         order = np.lexsort((start_s, late, ~demand.overdue))
         allowed_s = np.full(len(order), np.inf)
-    rows = np.cumsum(network_rows[order])
-    call_s = price.per_call_s + price.per_row_s * rows + np.cumsum(demand.encode_s[order])
+    rows = network_rows[order].cumsum()
+    call_s = price.per_call_s + price.per_row_s * rows + demand.encode_s[order].cumsum()
     fits = (rows <= price.max_rows) & (call_s <= np.minimum.accumulate(allowed_s))
     return order[: max(1, int(fits.cumprod().sum()))]

@@ -220,7 +220,7 @@ class Engine:
     def _refuse_expired(self, now_s: float, price: CallPrice) -> list[Outcome]:
         """Refuse what has not begun and could not be in time any more if it began now."""
         rows = self._rows
-        waiting = np.flatnonzero(rows.used & ~rows.begun & ~rows.patient)
+        waiting = rows.expires.nonzero()[0]
         if not len(waiting):
             return []
         fewest, network_rows = self._planner.steps.min_steps, rows.network_rows[waiting]
@@ -246,7 +246,7 @@ class Engine:
         """Allocate steps to all, and pick those that take part in the next call."""
         rows, steps = self._rows, self._planner.steps
         slots = rows.slots()
-        slots = slots[np.argsort(rows.deadline_s[slots], kind="stable")]
+        slots = slots[rows.deadline_s[slots].argsort(kind="stable")]
         demand = self._demand(slots, now_s, price)
         self._admission.rebuild(now_s, rows.deadline_s[slots], demand, price)
         given = demand.fewest
@@ -264,7 +264,7 @@ class Engine:
         else:
             chosen = choose_rows(demand, given, price)
         # encoding, too, must not keep others waiting
-        fresh = np.cumsum(~rows.begun[slots[chosen]])
+        fresh = (~rows.begun[slots[chosen]]).cumsum()
         encode_s = max(self._cost.encode.typical_s, 1e-9)
         if fresh[-1] > (most := max(1, self._limits.max_call_s // encode_s)):
             chosen = chosen[(fresh <= most) | rows.begun[slots[chosen]]]
@@ -284,7 +284,7 @@ class Engine:
             waited_s = now_s - rows.deadline_s[slots] + rows.budget_s[slots]
             pressing = ~begun & (waited_s + price.full_call_s > self._limits.max_call_s)
         late = fewest * price.step_s(network_rows) + encode_s > time_left_s
-        overdue = np.zeros_like(late)
+        overdue = np.zeros(len(slots), bool)
         if late.any() and self._calls % _LATE_EVERY == 0:
             passed_over = np.where(late, self._calls - rows.last_call[slots], 0)
             longest = int(passed_over.argmax())
@@ -313,8 +313,10 @@ class Engine:
         """Fit the plans of those that take part to the steps that they are given."""
         rows = self._rows
         left = rows.steps_left[slots]
+        if (left == given).all():
+            return
         stretch = given >= left + np.maximum(1, _WORTH * left)
-        changed = np.flatnonzero(rows.begun[slots] & (left > 0) & ((given < left) | stretch))
+        (changed,) = (rows.begun[slots] & (left > 0) & ((given < left) | stretch)).nonzero()
         for slot, count in zip(slots[changed].tolist(), given[changed].tolist(), strict=True):
             request = rows.request[slot]
             assert request is not None

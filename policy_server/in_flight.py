@@ -27,7 +27,7 @@ class InFlight:
         deadline_s, budget_s: float64 [size], when it is due, and how long after its arrival.
         network_rows: int64 [size], of one step.
         fixed: bool [size], the client named the step count.
-        patient: bool [size], answered however late.
+        expires: bool [size], it has not begun, and is not to be answered however late.
         promised: bool [size], time is kept free for it; otherwise others go first.
         steps_left: int64 [size], of the plan; for one that has not begun, fixed or 0.
         executed: int64 [size], steps done.
@@ -46,7 +46,7 @@ class InFlight:
         self.budget_s = np.zeros(size)
         self.network_rows = np.zeros(size, np.int64)
         self.fixed = np.zeros(size, bool)
-        self.patient = np.zeros(size, bool)
+        self.expires = np.zeros(size, bool)
         self.promised = np.zeros(size, bool)
         self.steps_left = np.zeros(size, np.int64)
         self.executed = np.zeros(size, np.int64)
@@ -58,15 +58,13 @@ class InFlight:
         self._x0_prev = np.zeros((size, *chunk_shape), np.float32)
         self._guidance_scale = np.zeros(size, np.float32)
         self._random = np.zeros(size, bool)
-        self._position = np.zeros(size, np.int64)
         self._timesteps = np.zeros((size, max_steps), np.int64)
         self._coefficients = np.zeros((size, max_steps, 4), np.float32)
-        self._executed_timesteps = np.zeros((size, max_steps), np.int64)
         self._free = list(range(size - 1, -1, -1))
 
     def slots(self) -> Slots:
         """Those in use, in no particular order."""
-        return np.flatnonzero(self.used)
+        return self.used.nonzero()[0]
 
     def requests(self, slots: Slots) -> list[EngineRequest]:
         """The requests in these slots."""
@@ -82,7 +80,7 @@ class InFlight:
         self.budget_s[slot] = request.deadline_s - request.arrived_s
         self.network_rows[slot] = request.network_rows
         self.fixed[slot] = request.num_steps is not None
-        self.patient[slot] = request.patient
+        self.expires[slot] = not request.patient
         self.promised[slot] = promised
         self.steps_left[slot] = request.num_steps or 0
         self.executed[slot] = 0
@@ -96,7 +94,7 @@ class InFlight:
     def remove(self, slot: int) -> None:
         """Free a slot."""
         self.request[slot] = None
-        self.used[slot] = False
+        self.used[slot] = self.expires[slot] = False
         self._free.append(slot)
 
     def begin(
@@ -110,6 +108,7 @@ class InFlight:
     ) -> None:
         """Start denoising from `noise`, a draw like x_t."""
         self.begun[slot] = True
+        self.expires[slot] = False
         self.begun_s[slot] = begun_s
         self.encoded_s[slot] = encoded_s
         self.x_t[slot] = noise
@@ -117,31 +116,30 @@ class InFlight:
         self.set_plan(slot, plan)
 
     def set_plan(self, slot: int, plan: Plan) -> None:
-        """Replace the steps still to do."""
-        count = len(plan.timesteps)
-        self._timesteps[slot, :count] = plan.timesteps
-        self._coefficients[slot, :count] = plan.coefficients
-        self._position[slot] = 0
+        """Replace the steps still to do; those that are done stay in front of them."""
+        done, count = self.executed[slot], len(plan.timesteps)
+        self._timesteps[slot, done : done + count] = plan.timesteps
+        self._coefficients[slot, done : done + count] = plan.coefficients
         self.steps_left[slot] = count
 
     def next_timestep(self, slot: int) -> int:
         """Timestep of the sample now."""
-        return int(self._timesteps[slot, self._position[slot]])
+        return int(self._timesteps[slot, self.executed[slot]])
 
     def executed_timesteps(self, slot: int) -> tuple[int, ...]:
         """First to last."""
-        return tuple(self._executed_timesteps[slot, : self.executed[slot]].tolist())
+        return tuple(self._timesteps[slot, : self.executed[slot]].tolist())
 
     def load(self, slots: Slots, buffers: StepBuffers) -> int:
         """Fill the inputs of a call with the next step of each; return its network rows."""
         count = len(slots)
-        position = self._position[slots]
+        executed = self.executed[slots]
         timesteps, coefficients = buffers.timesteps[:count], buffers.coefficients[:count]
-        timesteps[:] = self._timesteps[slots, position]
-        coefficients[:] = self._coefficients[slots, position]
-        np.take(self.x_t, slots, 0, out=buffers.x_t[:count], mode="clip")
-        np.take(self._x0_prev, slots, 0, out=buffers.x0_prev[:count], mode="clip")
-        for row in np.flatnonzero(self._random[slots]).tolist():
+        timesteps[:] = self._timesteps[slots, executed]
+        coefficients[:] = self._coefficients[slots, executed]
+        self.x_t.take(slots, 0, out=buffers.x_t[:count], mode="clip")
+        self._x0_prev.take(slots, 0, out=buffers.x0_prev[:count], mode="clip")
+        for row in self._random[slots].nonzero()[0].tolist():
             request = self.request[slots[row]]
             if request is not None and coefficients[row, 3] != 0:
                 shape = buffers.noise[row].shape
@@ -153,10 +151,7 @@ class InFlight:
         count = len(slots)
         self.x_t[slots] = buffers.x_prev[:count]
         self._x0_prev[slots] = buffers.x0[:count]
-        executed = self.executed[slots]
-        self._executed_timesteps[slots, executed] = buffers.timesteps[:count]
-        self.executed[slots] = executed + 1
-        self._position[slots] += 1
+        self.executed[slots] += 1
         self.steps_left[slots] -= 1
         self.last_call[slots] = call
         self.shared[slots] += count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,7 +45,7 @@ class EngineRequest:
     seed: int
     best_effort: bool
 
-    @property
+    @cached_property
     def network_rows(self) -> int:
         """Network rows of one of its steps."""
         return network_rows(self.guidance_scale)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 _WEIGHT = 0.2
 """Of the latest request in a session's share."""
 _FORGOTTEN_AFTER_S = 2.0
-_LEAST_ROOM, _ROOM_LOST = 0.5, 2.0
+_LEAST_ROOM, _ROOM_LOST = 0.3, 4.0
 """Room is lost by so much for each unit of share above the mean, down to the least."""
 
 
@@ -51,7 +51,7 @@ class Shares:
         return 0.0 if session is None else session.answered
 
     def room(self, session_id: str, now_s: float) -> float:
-        """Of the queue, so much is open to this session, 0.5 .. 1.
+        """Of the queue, so much is open to this session, 0.3 .. 1.
 
         Whoever is served better than sessions are on average leaves room for those who are not.
         """
