@@ -34,7 +34,8 @@ def test_the_number_of_tasks_must_fit():
 def test_it_tells_held_out_wordings_apart():
     """The nearest task, by the projection alone, for words that nobody fitted it to."""
     encoder = InstructionEncoder()
-    fitted = {task: torch.from_numpy(encoder.encode(texts)) for task, texts in known().items()}
+    some = {task: texts[::3] for task, texts in known().items()}  # encoding all takes half a minute
+    fitted = {task: torch.from_numpy(encoder.encode(texts)) for task, texts in some.items()}
     projection = InstructionProjection(INSTRUCTION_DIM, len(fitted) - 1)
     projection.fit(list(fitted.values()))
     centres = torch.stack([projection(embeddings).mean(0) for embeddings in fitted.values()])
