@@ -219,7 +219,7 @@ def test_processor_time_is_that_of_the_process_with_all_its_threads():
     ) as process:
         own_s = float(process.stdout.readline())
         assert own_s >= 0.4
-        seen_s = ServerProcess("nowhere", process).cpu_s
+        seen_s = ServerProcess("nowhere", process, sys.stderr).cpu_s
         if seen_s is not None:  # where there is a /proc
             assert seen_s == pytest.approx(own_s, abs=0.1)
         process.communicate("\n")
