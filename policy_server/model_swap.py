@@ -1,7 +1,7 @@
 """Another checkpoint in place of the one that is served, without a break: SIGHUP asks for it.
 
 What takes long must not hold up the loop that serves: the graphs are exported by a process of its
-own, at the lowest priority; the rest (reading weights, building sessions, calibrating) is done on
+own, at a lower priority; the rest (reading weights, building sessions, calibrating) is done on
 a thread. That has the server's own priority, since it holds the interpreter's lock now and then,
 for well below a millisecond at a time.
 """
@@ -28,7 +28,8 @@ from policy_server.requests import Scheduler
 
 log = logging.getLogger(__name__)
 
-_LOWEST_PRIORITY = 19
+_NICE = 5
+"""Of the export: after the robots and everybody else, but not starved by them."""
 
 
 class ReadyModel(NamedTuple):
@@ -134,7 +135,7 @@ class ModelSwap:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             start_new_session=True,  # Ctrl-C is for the server, which ends this one
         )
-        os.setpriority(os.PRIO_PROCESS, self._export.pid, _LOWEST_PRIORITY)
+        os.setpriority(os.PRIO_PROCESS, self._export.pid, _NICE)
         if self._closed:
             self._export.kill()
         _, stderr = self._export.communicate()
