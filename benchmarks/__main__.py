@@ -17,11 +17,13 @@ from benchmarks import (
     film,
     guidance,
     hog,
+    hygiene,
     load,
     logsnr,
     networks,
     steps,
     success,
+    swaps,
     timeline,
     tune,
 )
@@ -31,11 +33,13 @@ from benchmarks.eta import EtaConfig
 from benchmarks.film import FilmConfig
 from benchmarks.guidance import GuidanceConfig
 from benchmarks.hog import HogConfig
+from benchmarks.hygiene import HygieneConfig
 from benchmarks.load import LoadConfig
 from benchmarks.logsnr import LogsnrConfig
 from benchmarks.networks import NetworksConfig
 from benchmarks.steps import StepsConfig
 from benchmarks.success import SuccessConfig
+from benchmarks.swaps import SwapsConfig
 from benchmarks.timeline import TimelineConfig
 from benchmarks.tune import TuneConfig
 from client import PolicyError
@@ -47,11 +51,13 @@ _MAIN: dict[type[Any], Callable[[Any], None]] = {
     FilmConfig: film.main,
     GuidanceConfig: guidance.main,
     HogConfig: hog.main,
+    HygieneConfig: hygiene.main,
     LoadConfig: load.main,
     LogsnrConfig: logsnr.main,
     NetworksConfig: networks.main,
     StepsConfig: steps.main,
     SuccessConfig: success.main,
+    SwapsConfig: swaps.main,
     TimelineConfig: timeline.main,
     TuneConfig: tune.main,
 }
@@ -83,6 +89,10 @@ def main() -> None:
             subcommand("hog", description="One fast robot beside a hog that comes and goes."),
         ]
         | Annotated[
+            HygieneConfig,
+            subcommand("hygiene", description="Whether the server's real-time measures help."),
+        ]
+        | Annotated[
             LoadConfig,
             subcommand("load", description="How many robots a server carries, in real time."),
         ]
@@ -100,6 +110,10 @@ def main() -> None:
         ]
         | Annotated[
             SuccessConfig, subcommand("success", description="Task success in simulated time.")
+        ]
+        | Annotated[
+            SwapsConfig,
+            subcommand("swaps", description="What robots notice while models are swapped."),
         ]
         | Annotated[
             TimelineConfig,

@@ -15,6 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, cast
 
+import torch
+
 from client import wire
 from client.messages import Metadata, SamplingDefaults
 from models import checkpoint
@@ -204,6 +206,7 @@ def serve(config: ServerConfig, make_engine: EngineFactory = Engine) -> None:
     keys = None if config.keys is None else ServerKeys.load(config.keys)
     check_exposure(config.bind, protected=keys is not None, unencrypted=config.unencrypted)
     set_nice(config.nice)  # before any thread is started
+    torch.set_num_threads(config.num_threads)  # of what encodes instructions, too
     stopped: list[int] = []
     hung_up: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):

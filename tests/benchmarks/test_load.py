@@ -64,6 +64,7 @@ def make_record(robot, outcome, *, settled_s, num_steps=10):
         num_steps=np.where(answered, num_steps, 0),
         rows_per_call=np.where(answered, 2.5, np.nan),
         queue_s=np.where(answered, settled_s / 2, np.nan),
+        model_id=np.where(answered, "m", ""),
         send_delay_s=np.zeros(len(robot)),
         started_at_s=100.0,
         cpu_s=0.5,
