@@ -58,7 +58,7 @@ class HygieneConfig:
 
     requests: int = 10_000
     rate_hz: float = 100.0
-    budget_ms: float = 15.0
+    budget_ms: float = 80.0
     num_steps: int = 10
     block_s: float = 1.0
     checkpoint: Path = checkpoint.PRETRAINED / "desk"
