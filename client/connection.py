@@ -47,7 +47,9 @@ class Connection:
             (zmq.MAXMSGSIZE, max_frame_bytes),
             (zmq.IMMEDIATE, 1),  # nothing piles up for a server that is not there
             (zmq.RECONNECT_IVL, 50),
-            (zmq.RECONNECT_IVL_MAX, 1000),
+            (zmq.RECONNECT_IVL_MAX, 500),  # a robot must be back within a second of its server
+            (zmq.CONNECT_TIMEOUT, 1000),  # TCP alone would wait for minutes, ever more rarely
+            (zmq.HANDSHAKE_IVL, 2000),  # and for whoever accepts and then says nothing
             (zmq.HEARTBEAT_IVL, 1000),  # notices a host that vanished without a goodbye
             (zmq.HEARTBEAT_TIMEOUT, 3000),
         ):

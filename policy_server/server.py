@@ -174,6 +174,7 @@ def load_model(
     metadata = Metadata(
         model_id=manifest.model_id,
         spec=manifest.spec,
+        spec_id=manifest.spec.spec_id,
         min_steps=steps.min_steps,
         max_useful_steps=steps.max_useful_steps,
         max_steps=steps.max_steps,

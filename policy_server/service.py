@@ -141,7 +141,9 @@ class Service:
             raise OverloadedError(SHUTTING_DOWN)
         if key in self._addresses or key in self._awaiting:
             msg = f"request_id: {request.request_id} is being served already; ids must rise"
-            raise InvalidRequestError(msg)
+            # without the number: the error would pass for the answer, which is still to come
+            self._reply(asked.address, ErrorReply(None, InvalidRequestError.code, msg))
+            return
         if any(k[0] == key[0] and k[1] > key[1] for k in self._awaiting):
             raise SupersededError(SUPERSEDED)
         self._check(request)
@@ -305,7 +307,7 @@ class Service:
         reply: Reply
         try:
             if isinstance(outcome, Answer):
-                reply = self._chunk(outcome, metadata.model_id)
+                reply = self._chunk(outcome, metadata)
             else:
                 reply = _told(outcome)
         except ValueError as error:  # what the model made is not an answer
@@ -313,7 +315,7 @@ class Service:
             reply = ErrorReply.from_error(ServerFaultError(str(error), request_id=key[1]))
         self._reply(self._addresses.pop(key), reply)
 
-    def _chunk(self, answer: Answer, model_id: str) -> ActionChunk:
+    def _chunk(self, answer: Answer, metadata: Metadata) -> ActionChunk:
         request = answer.request
         return ActionChunk(
             request_id=request.key[1],
@@ -323,7 +325,8 @@ class Service:
             nfe=answer.nfe,
             rows_per_call=answer.rows_per_call,
             deadline_met=answer.deadline_met,
-            model_id=model_id,
+            model_id=metadata.model_id,
+            spec_id=metadata.spec_id,
             guidance_scale=request.guidance_scale,
             eta=request.eta,
             seed=request.seed,

@@ -170,7 +170,9 @@ def request(**changes: Any) -> ActRequest:
 
 def chunk() -> ActionChunk:
     actions = np.zeros((8, 2), np.float32)
-    return ActionChunk(7, actions, 2, (9, 4), 2, 1.0, True, "m", 0.0, 0.0, 1, Timing(0, 0, 0, 0))
+    return ActionChunk(
+        7, actions, 2, (9, 4), 2, 1.0, True, "m", "s", 0.0, 0.0, 1, Timing(0, 0, 0, 0)
+    )
 
 
 def header_of(message: Message, **changes: Any) -> list[bytes]:
