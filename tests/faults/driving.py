@@ -51,7 +51,7 @@ class Robot:
 
     def observe(self):
         self.seen += 1
-        return {"state": np.full(3, self.seen / 100, np.float32)}
+        return {"state": np.full(3, self.seen / 10, np.float32)}
 
     def apply(self, action):
         self.commanded = np.array(action), time.monotonic()
@@ -134,14 +134,14 @@ class Drive:
 
     def wrong(self, *policies):
         """Commands that are neither the safe action nor any policy's for this tick."""
-        chunks = np.concatenate(
-            [self._chunks(policy) for policy in policies or (make_policy(spec=SPEC),)]
-        )
-        tick = np.array([c.tick for c in self.commands] * max(1, len(policies)))
+        asked = self._asked()
+        policies = policies or (make_policy(spec=SPEC),)
+        chunks = np.concatenate([_chunks(policy, asked) for policy in policies])
+        asked_at = np.array([c.tick for c in asked] * len(policies))
         wrong = []
         for c in self.commands:
-            age = c.tick - tick
-            held_up = int(np.ceil((c.at_s - c.tick_s) / PERIOD_S))
+            age = c.tick - asked_at
+            held_up = int(np.ceil((c.at_s - c.tick_s) / PERIOD_S)) - 1
             could = [
                 chunks[i, min(age[i] + late, SPEC.horizon - 1)]
                 for i in np.flatnonzero((age >= 0) & (age < SPEC.horizon))
@@ -152,12 +152,22 @@ class Drive:
                 wrong.append(c)
         return wrong
 
-    def _chunks(self, policy):
-        """What a policy answers to what was seen at each tick: [commands, horizon, action_dim]."""
-        seen = np.array([[max(c.seen - 1, 1), c.seen] for c in self.commands], np.float32) / 100
-        observation = {"state": np.repeat(seen[:, :, None], 3, axis=2)}
-        words = np.repeat(InstructionEncoder().encode([INSTRUCTION]), len(seen), axis=0)
-        return sample_chunks(policy, observation, words, Sampling(STEPS), [SEED] * len(seen))
+    def _asked(self):
+        """Commands at whose tick there was a request, as the loop is documented to ask."""
+        asked, due = [], 0
+        for c in self.commands:
+            if c.tick >= due:
+                asked.append(c)
+                due = (c.tick // SPEC.exec_steps + 1) * SPEC.exec_steps
+        return asked
+
+
+def _chunks(policy, asked):
+    """What a policy answers to requests: [requests, horizon, action_dim]."""
+    seen = np.array([[max(c.seen - 1, 1), c.seen] for c in asked], np.float32) / 10
+    observation = {"state": np.repeat(seen[:, :, None], 3, axis=2)}
+    words = np.repeat(InstructionEncoder().encode([INSTRUCTION]), len(seen), axis=0)
+    return sample_chunks(policy, observation, words, Sampling(STEPS), [SEED] * len(seen))
 
 
 def check(drive, *policies):

@@ -13,7 +13,7 @@ from benchmarks.results import write_results
 
 
 @contextmanager
-def full_disk(at_bytes=500):
+def full_disk(at_bytes=100):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (at_bytes, hard))
     try:
