@@ -1,8 +1,10 @@
-"""An animation of the desk doing what the served policy is told, for the README."""
+"""Animations of robots doing what the served policy is told, for README and docs."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.episodes import Sample
+from benchmarks.policy_choice import PolicyChoice
 from benchmarks.robot_policy import RobotPolicy
 from client.history import ObservationHistory
-from client.sims.desk.render import Camera, Drive, caption, film, save_pictures
-from client.sims.desk.simulation import Desk
-from client.sims.desk.spec import DESK_SPEC
-from models import checkpoint
+from client.sims.film import Picture, caption, film, save_pictures
+from client.sims.simulation import Simulation
+from client.specs import PolicySpec
 
-INSTRUCTIONS = (
+_DESK = (
     ("drawer_open", "pull the drawer open, please"),
     ("lever_down", "can you press the handle down?"),
     ("faucet_left", "swing the tap over to the left"),
@@ -26,52 +28,122 @@ INSTRUCTIONS = (
     ("lever_up", "lift the lever up"),
     ("drawer_close", "shut the drawer"),
 )
+_PUSHT = (
+    ("middle", "push the T to the middle"),
+    ("lower_right", "push the T to the lower right"),
+)
 
 
-@dataclass(frozen=True)
-class FilmConfig:
+@dataclass(frozen=True, kw_only=True)
+class FilmConfig(PolicyChoice):
     """What `python -m benchmarks film` takes.
 
     Attributes:
         out: a .gif or .png file.
-        checkpoint: folder of the policy; the bundled one if not given.
         num_steps: denoising steps of every answer.
-        seed: of the starts, a new one for each instruction.
+        seed: of the starts: at the desk a new one for each instruction, of Push-T the same one.
     """
 
     out: Path
-    checkpoint: Path = checkpoint.PRETRAINED / "desk"
     num_steps: int = 10
     seed: int = 3
 
 
+@dataclass(frozen=True)
+class _Script:
+    """How a robot is filmed.
+
+    Attributes:
+        instructions: (task, words) of each episode.
+        start: of a number of the episode: what its start is drawn with, besides the seed.
+        look: takes a picture.
+        ticks_per_frame: control ticks between two pictures.
+        frame_s: how long each is shown.
+        after_frames: pictures after an episode's end.
+    """
+
+    instructions: tuple[tuple[str, str], ...]
+    start: Callable[[int], int]
+    look: Callable[[Any], Picture]
+    ticks_per_frame: int
+    frame_s: float
+    after_frames: int
+
+
+def _script(robot: str, closing: ExitStack) -> _Script:
+    """Only the simulator of this robot is imported.
+
+    Raises:
+        ValueError: nobody has written one for it.
+    """
+    match robot:
+        case "desk":
+            from client.sims.desk.render import (  # noqa: PLC0415
+                FILM_AFTER_FRAMES,
+                FILM_TICKS,
+                OVER_SHOULDER,
+                Camera,
+            )
+            from client.sims.desk.spec import CONTROL_PERIOD_S  # noqa: PLC0415
+
+            camera = closing.enter_context(Camera(OVER_SHOULDER, width=320, height=240))
+            frame_s = FILM_TICKS * CONTROL_PERIOD_S
+            return _Script(_DESK, int, camera.picture, FILM_TICKS, frame_s, FILM_AFTER_FRAMES)
+        case "pusht":
+            from client.sims.pusht_image.pictures import Painter  # noqa: PLC0415
+
+            painter = Painter(side=256)
+            return _Script(
+                _PUSHT,
+                lambda _: 0,
+                lambda simulation: painter.paint(simulation.observation()["state"]),
+                ticks_per_frame=2,
+                frame_s=0.1,  # twice as fast as it was
+                after_frames=10,
+            )
+        case _:
+            msg = f"robot: expected desk or pusht, got {robot!r}"
+            raise ValueError(msg)
+
+
 def main(config: FilmConfig) -> None:
     """Play one episode for each instruction and write the pictures."""
-    policy = RobotPolicy(config.checkpoint)
-    sample = policy.sample(policy.sampling)
-    desk = Desk()
-    pictures: list[Any] = []
-    with Camera(desk, width=320, height=240) as camera:
-        for number, (task, words) in enumerate(INSTRUCTIONS):
-            desk.reset(desk.sample_start(np.random.default_rng((config.seed, number))))
-            drive = _drive(sample, words, config.num_steps)
-            shown = film(desk, camera, task, drive)
+    _, robot = config.read()
+    pictures: list[Picture] = []
+    with ExitStack() as closing:
+        script = _script(robot.spec.task, closing)
+        policy = RobotPolicy(config.folder)
+        sample = policy.sample(policy.sampling)
+        simulation = robot.simulation()
+        for number, (task, words) in enumerate(script.instructions):
+            rng = np.random.default_rng((config.seed, script.start(number)))
+            simulation.reset(simulation.sample_start(rng))
+            shown = film(
+                simulation,
+                task,
+                _drive(robot.spec, sample, words, config.num_steps),
+                script.look,
+                ticks_per_frame=script.ticks_per_frame,
+                after_frames=script.after_frames,
+            )
             pictures.extend(caption(picture, f"“{words}”") for picture in shown)
-            sys.stderr.write(f"{words}: {desk.outcome(task)}\n")
-    save_pictures(config.out, pictures)
+            sys.stderr.write(f"{words}: {simulation.outcome(task)}\n")
+    save_pictures(config.out, pictures, script.frame_s)
     sys.stderr.write(f"wrote {config.out}\n")
 
 
-def _drive(sample: Sample, words: str, num_steps: int) -> Drive:
+def _drive(
+    spec: PolicySpec, sample: Sample, words: str, num_steps: int
+) -> Callable[[Simulation[Any]], npt.NDArray[np.float32]]:
     """The policy at the wheel, told `words`; every answer is there at once."""
-    history = ObservationHistory(DESK_SPEC)
+    history = ObservationHistory(spec)
     chunk: list[npt.NDArray[np.float32]] = []
 
-    def drive(desk: Desk) -> npt.NDArray[Any]:
-        history.add(desk.ticks, desk.observation())
-        if desk.ticks % DESK_SPEC.exec_steps == 0:
+    def drive(simulation: Simulation[Any]) -> npt.NDArray[np.float32]:
+        history.add(simulation.ticks, simulation.observation())
+        if simulation.ticks % spec.exec_steps == 0:
             observation = {name: array[None] for name, array in history.stacked().items()}
-            chunk[:] = sample(observation, [words], [desk.ticks], num_steps)[0]
-        return chunk[desk.ticks % DESK_SPEC.exec_steps]
+            chunk[:] = sample(observation, [words], [simulation.ticks], num_steps)[0]
+        return chunk[simulation.ticks % spec.exec_steps]
 
     return drive

@@ -23,7 +23,7 @@ from models.networks.config import NetworkConfig
 from models.networks.kinds import config_from_json, config_to_json
 from models.policy import DiffusionConfig, DiffusionPolicy
 from models.samplers import SamplerName, takes_eta
-from models.vision import VisionConfig, vision_from_json
+from models.vision import VisionConfig, vision_from_json, vision_to_json
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -148,6 +148,8 @@ class Manifest:
         fields["network"] = config_to_json(self.network)
         if self.vision is None:
             del fields["vision"]
+        else:
+            fields["vision"] = vision_to_json(self.vision)
         return json.dumps({"format": FORMAT, **fields}, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod

@@ -44,10 +44,25 @@ class Demonstrations:
             )
 
     @classmethod
-    def load(cls, path: Path) -> Demonstrations:
-        """Read a file made by `python -m client.sims.desk record`."""
+    def load(cls, path: Path, state: str = "state") -> Demonstrations:
+        """Read a file made by `python -m client.sims.desk record`.
+
+        Args:
+            path: of the file.
+            state: the array of the observation that is the state.
+
+        Raises:
+            ValueError: the recording has none of that name.
+        """
         with np.load(path, allow_pickle=False) as file:
-            return cls(file["state"], file["action"], file["episode_ends"], file["task"])
+            if state not in file:
+                msg = (
+                    f"{path}: expected a recording with {state!r}, got {list(file)}; the state "
+                    "is recorded by --robot desk, pictures by --robot desk_image of "
+                    "python -m client.sims.desk record"
+                )
+                raise ValueError(msg)
+            return cls(file[state], file["action"], file["episode_ends"], file["task"])
 
 
 @dataclass(frozen=True)

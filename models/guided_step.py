@@ -75,7 +75,11 @@ class GuidedStep(nn.Module):
         num_timesteps = len(alpha_bar)
         with torch.no_grad():
             time_table = network.time_part(torch.arange(num_timesteps))
-        self.register_buffer("time_table", time_table, persistent=False)
+        # without the zeros at its end: a transformer's keys and values know no time, and those of
+        # many tokens would make it hundreds of megabytes
+        acts = time_table.any(dim=0).nonzero()
+        columns = int(acts.max()) + 1 if len(acts) else 0
+        self.register_buffer("time_table", time_table[:, :columns].clone(), persistent=False)
         conversion = torch.from_numpy(x0_conversion(prediction_type, alpha_bar)).float()
         self.register_buffer("conversion", conversion, persistent=False)
 
@@ -113,7 +117,12 @@ class GuidedStep(nn.Module):
         """
         time_table = cast("Tensor", self.time_table)
         conversion = cast("Tensor", self.conversion)
-        film = time_table[timesteps[request_of]] + conditions[condition_of]
+        film = conditions[condition_of]
+        timed, columns = time_table[timesteps[request_of]], time_table.shape[1]
+        if columns == film.shape[1]:
+            film = timed + film
+        else:
+            film = torch.cat([timed + film[:, :columns], film[:, columns:]], dim=1)
         output = self.network.denoise(x_t[request_of], film)
         cond, uncond = output[cond_row], output[uncond_row]
         # (1 + w)·cond − w·uncond, written so that equal rows give cond bit for bit

@@ -104,7 +104,7 @@ class DiffusionPolicy(nn.Module):
         return (self.spec.horizon, self.spec.action_dim)
 
     def flatten_observation(self, observation: Mapping[str, Tensor]) -> Tensor:
-        """Normalise and flatten observations, one step after another, oldest first.
+        """Normalise and flatten observations, one step after another, oldest first; then patches.
 
         Args:
             observation: name → [n, obs_steps, ...], in the robot's units; a camera's frames are
@@ -113,18 +113,18 @@ class DiffusionPolicy(nn.Module):
         Returns:
             float [n, observation_dim].
         """
-        steps = [
-            self._encoder_of(name)(observation[name])
-            .flatten(1)
-            .unflatten(1, (self.spec.obs_steps, -1))
-            for name in self.spec.observation
-        ]
-        return torch.cat(steps, dim=-1).flatten(1)
-
-    def _encoder_of(self, name: str) -> nn.Module:
-        """What makes numbers of an array of the observation that the network can use."""
-        frames = name in self.camera_encoders
-        return (self.camera_encoders if frames else self.observation_normalizers)[name]
+        steps, patches = [], []
+        for name in self.spec.observation:
+            if name in self.camera_encoders:
+                seen = self.camera_encoders[name](observation[name])
+                steps.append(seen[:, :, 0])
+                patches.append(seen[:, :, 1:].flatten(1))
+            else:
+                numbers = self.observation_normalizers[name](observation[name])
+                steps.append(numbers.flatten(1).unflatten(1, (self.spec.obs_steps, -1)))
+        flat = torch.cat(steps, dim=-1).flatten(1)
+        has_patches = self.vision is not None and self.vision.patch is not None
+        return torch.cat([flat, *patches], dim=1) if has_patches else flat
 
     def condition_part(
         self, observation: Mapping[str, Tensor], instruction: Tensor, drop: Tensor

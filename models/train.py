@@ -12,9 +12,9 @@ import shlex
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from client.sims.desk import phrasings as desk_phrasings
-from client.sims.desk.spec import DESK_SPEC
+from client.sims.desk.spec import DESK_IMAGE_SPEC, DESK_SPEC
 from client.specs import PolicySpec
 from models import checkpoint
 from models.dataset import Demonstrations, cut_windows
@@ -35,11 +35,11 @@ from models.instruction_encoder import (
 )
 from models.networks.config import NetworkConfig
 from models.networks.film_mlp import FilmMlpConfig
-from models.networks.kinds import config_to_json
+from models.networks.kinds import config_class, config_to_json
 from models.networks.sizes import sized_config
 from models.policy import DiffusionConfig, DiffusionPolicy
 from models.trainer import TrainerConfig, TrainingRun, check_dropout, denoising_loss
-from models.vision import VisionConfig, cameras, random_crops
+from models.vision import VisionConfig, cameras, random_crops, vision_to_json
 
 UNTUNED_STEPS = 10
 """Step count of a checkpoint that has not been measured."""
@@ -53,9 +53,10 @@ class TrainingTask:
         spec: what the policy takes and gives.
         phrasings: task → instructions that ask for it.
         demos: episodes, each of one of these tasks.
-        observation: by the names of the specification, what was seen at each step [steps, …].
+        observation: by the names of the specification, what was seen at each step, [steps, …].
         identity: what the demonstrations are, as JSON types: name and hash.
-        vision: sizes of the camera encoders, if anything seen is a picture.
+        newest: for an array of the observation that is not as long as the rest, since a camera is
+            slower than the control loop: int64 [steps], which row of it each step has seen last.
     """
 
     spec: PolicySpec
@@ -63,7 +64,7 @@ class TrainingTask:
     demos: Demonstrations
     observation: Mapping[str, npt.NDArray[Any]]
     identity: Mapping[str, object]
-    vision: VisionConfig | None = None
+    newest: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,7 @@ class PolicyTrainConfig(TrainerConfig, ABC):
 
     Attributes:
         out: checkpoint folder to write; an interrupted run in it is resumed.
+        observation: what the policy sees: the numbers of the state, or the pictures of a camera.
         num_updates: optimiser steps.
         network: kind of network; see `models.networks.kinds`.
         sizes: its sizes, as NAME=NUMBER or NAME=NUMBER,NUMBER; its defaults for the rest.
@@ -82,6 +84,7 @@ class PolicyTrainConfig(TrainerConfig, ABC):
             of one task have 1: stands for the wordings that nobody has written down.
     """
 
+    observation: Literal["state", "image"] = "state"
     network: str = FilmMlpConfig.kind
     sizes: tuple[str, ...] = ()
     num_updates: int = 12_000
@@ -98,6 +101,12 @@ class PolicyTrainConfig(TrainerConfig, ABC):
             raise ValueError(msg)
         check_dropout("instruction_dropout", self.instruction_dropout)
 
+    def identity(self) -> dict[str, object]:
+        """See `TrainerConfig.identity`; the sizes of a camera encoder tell what is seen."""
+        fields = super().identity()
+        del fields["observation"]
+        return fields
+
     @abstractmethod
     def task(self) -> TrainingTask:
         """Read the demonstrations.
@@ -112,21 +121,29 @@ class TrainConfig(PolicyTrainConfig):
     """What `python -m models train` takes.
 
     Attributes:
-        demos: recording made by `python -m client.sims.desk record`.
+        demos: recording made by `python -m client.sims.desk record`; of pictures with its option
+            --robot desk_image.
     """
 
     demos: Path
 
     def task(self) -> TrainingTask:
         """See `PolicyTrainConfig.task`."""
-        demos = Demonstrations.load(self.demos)
-        return TrainingTask(
-            DESK_SPEC,
-            desk_phrasings.known(),
-            demos,
-            {"state": demos.state},
-            {"demos": self.demos.name, "demos_sha256": checkpoint.file_sha256(self.demos)},
-        )
+        phrasings = desk_phrasings.known()
+        identity = {
+            "demos": self.demos.name,
+            "demos_sha256": checkpoint.file_sha256(self.demos),
+        }
+        match self.observation:
+            case "state":
+                demos = Demonstrations.load(self.demos)
+                return TrainingTask(DESK_SPEC, phrasings, demos, {"state": demos.state}, identity)
+            case "image":
+                demos = Demonstrations.load(self.demos, state="hand")
+                with np.load(self.demos, allow_pickle=False) as file:
+                    seen = {"camera": file["camera"], "hand": demos.state}
+                    newest = {"camera": file["camera_at"]}
+                return TrainingTask(DESK_IMAGE_SPEC, phrasings, demos, seen, identity, newest)
 
 
 class Batches:
@@ -145,6 +162,7 @@ class Batches:
         self._history = torch.from_numpy(windows.history)
         self._future = torch.from_numpy(windows.future)
         self._seen = {name: torch.from_numpy(seen) for name, seen in task.observation.items()}
+        self._newest = {name: torch.from_numpy(rows) for name, rows in task.newest.items()}
         self._cameras = tuple(cameras(task.spec))
         for name, normalizer in policy.observation_normalizers.items():
             normalizer.fit_standard(self._seen[name])  # type: ignore[operator]
@@ -159,7 +177,7 @@ class Batches:
         policy.instruction_projection.fit(self._embeddings)
         task_of_episode = np.array([names.index(name) for name in demos.task])
         self._task = torch.from_numpy(task_of_episode[windows.episode])
-        self._vision = task.vision
+        self._vision = policy.vision
         self._action = policy.action_normalizer(action)
 
     def draw(self, update: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -177,7 +195,11 @@ class Batches:
         for task, embeddings in enumerate(self._embeddings):
             rows = self._task[index] == task
             instruction[rows] = embeddings[(which[rows] * len(embeddings)).long()]
-        observation = {name: seen[self._history[index]] for name, seen in self._seen.items()}
+        history = self._history[index]
+        observation = {
+            name: seen[self._newest[name][history] if name in self._newest else history]
+            for name, seen in self._seen.items()
+        }
         if self._vision:
             rng = np.random.default_rng((self.config.seed, update, 2))
             for name in self._cameras:
@@ -239,11 +261,12 @@ def train(config: PolicyTrainConfig) -> checkpoint.Manifest:
     task = config.task()
     torch.manual_seed(config.seed)
     spec, demos = task.spec, task.demos
-    network = sized_config(config.network, config.sizes, spec, len(task.phrasings) - 1, task.vision)
+    vision = config_class(config.network).vision if cameras(spec) else None
+    network = sized_config(config.network, config.sizes, spec, len(task.phrasings) - 1, vision)
     diffusion = DiffusionConfig(prediction_type=config.prediction_type)
-    policy = DiffusionPolicy(spec, network, diffusion, task.vision).train()
+    policy = DiffusionPolicy(spec, network, diffusion, vision).train()
     batches = Batches(task, policy, config)
-    identity = _identity(config, task, network)
+    identity = _identity(config, task, network, vision)
     run = TrainingRun(policy, config, identity)
     if run.finished and (config.out / checkpoint.MANIFEST).exists():
         return checkpoint.read_manifest(config.out)  # nothing is written again
@@ -268,24 +291,27 @@ def train(config: PolicyTrainConfig) -> checkpoint.Manifest:
             "windows": len(demos.state),
             **figures,
         },
-        vision=task.vision,
+        vision=vision,
     )
     return checkpoint.save(config.out, manifest, policy.eval())
 
 
 def _identity(
-    config: PolicyTrainConfig, task: TrainingTask, network: NetworkConfig
+    config: PolicyTrainConfig,
+    task: TrainingTask,
+    network: NetworkConfig,
+    vision: VisionConfig | None,
 ) -> dict[str, object]:
     """What a run depends on, as JSON types."""
     words = json.dumps(task.phrasings).encode()
     fields = config.identity()
     del fields["network"], fields["sizes"]
     # not for the network that was once the only one: runs begun then can go on
-    default = FilmMlpConfig.for_spec(task.spec, network.instruction_dim, task.vision)
+    default = FilmMlpConfig.for_spec(task.spec, network.instruction_dim, vision)
     if network != default:
         fields["network"] = json.loads(json.dumps(config_to_json(network)))
-    if task.vision:
-        fields["vision"] = json.loads(json.dumps(asdict(task.vision)))
+    if vision:
+        fields["vision"] = json.loads(json.dumps(vision_to_json(vision)))
     return {
         **fields,
         **task.identity,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy.typing as npt
 
@@ -13,7 +13,6 @@ from client.sims.pusht import phrasings as pusht_phrasings
 from client.sims.pusht.spec import GOALS, PUSHT_IMAGE_SPEC, PUSHT_SPEC
 from models.networks.unet1d import Unet1dConfig
 from models.train import PolicyTrainConfig, TrainingTask
-from models.vision import VisionConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +20,12 @@ class TrainPushtConfig(PolicyTrainConfig):
     """What `python -m models train-pusht` takes.
 
     Attributes:
-        demos: replay buffers as GOAL=PATH, one for each goal; a path is a zarr zip or folder.
-        observation: what the policy sees: the numbers of the state, or a picture of the board. The
-            pictures are painted from the recorded states (a minute, and 1.4 GB of memory), since
-            in recorded ones a single outline gives the goal away.
+        demos: replay buffers as GOAL=PATH, one for each goal; a path is a zarr zip or folder. Their
+            pictures are not read but painted anew from the recorded states (a minute, and 1.4 GB of
+            memory), since in the recorded ones a single outline gives the goal away.
     """
 
     demos: tuple[str, ...]
-    observation: Literal["state", "image"] = "state"
     network: str = Unet1dConfig.kind
     draws_per_window: int = 1
     # two tasks lie 14.7 apart here, and wordings that nobody wrote down scatter by 3
@@ -72,15 +69,7 @@ class TrainPushtConfig(PolicyTrainConfig):
                     "camera": paint_all(demos.state),
                     "finger": demos.state[:, :2],
                 }
-                return TrainingTask(
-                    PUSHT_IMAGE_SPEC, phrasings, demos, seen, identity, VisionConfig()
-                )
-
-    def identity(self) -> dict[str, object]:
-        """See `TrainerConfig.identity`; the sizes of a camera encoder tell what is seen."""
-        fields = super().identity()
-        del fields["observation"]
-        return fields
+                return TrainingTask(PUSHT_IMAGE_SPEC, phrasings, demos, seen, identity)
 
 
 def parse_demos(demos: Sequence[str]) -> dict[str, Path]:

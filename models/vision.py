@@ -4,12 +4,16 @@ After the visual encoder of Diffusion Policy (Chi et al. 2023, arXiv:2303.04137)
 of batch norm, a spatial softmax (Finn et al. 2016, arXiv:1509.06113) instead of average pooling,
 and random crops in training, whose middle one is what is served. Its ResNet-18 is replaced by a few
 convolutions, which cost a twentieth: 26 MFLOP a frame.
+
+A network of tokens may have patches besides: parts of the last feature map, each one vector, cut as
+the patches of Dosovitskiy et al. 2021 (arXiv:2010.11929) are, by a convolution as wide as its step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from math import prod
 
 import numpy as np
 import torch
@@ -31,19 +35,23 @@ class VisionConfig:
         crop: rows and columns that are looked at: a random part in training, else the middle.
         channels: of each convolution; multiples of 8.
         key_points: feature maps of which the position is taken.
-        features: numbers that a frame becomes.
+        features: numbers that a frame becomes, and each of its patches.
+        patch: rows and columns of a patch, in places of the last feature map (4 pixels each in a
+            large enough network); what is left over at the edges is not seen. No patches if None.
     """
 
     crop: tuple[int, int] = (84, 84)
     channels: tuple[int, ...] = (16, 32, 32, 32)
     key_points: int = 32
     features: int = 64
+    patch: int | None = None
 
     def __post_init__(self) -> None:
         """Check ranges, naming the field."""
         for name in ("crop", "channels"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists
-        numbers = (*self.crop, *self.channels, self.key_points, self.features)
+        numbers = [*self.crop, *self.channels, self.key_points, self.features]
+        numbers += [] if self.patch is None else [self.patch]
         if any(type(number) is not int or number < 1 for number in numbers):
             msg = f"vision: expected whole numbers of at least 1, got {self}"
             raise ValueError(msg)
@@ -53,6 +61,20 @@ class VisionConfig:
         if not self.channels or any(channels % _GROUP for channels in self.channels):
             msg = f"vision.channels: expected multiples of {_GROUP}, got {self.channels}"
             raise ValueError(msg)
+        if self.patch is not None and self.patch > min(self.map_size):
+            msg = f"vision.patch: expected at most {min(self.map_size)}, got {self.patch}"
+            raise ValueError(msg)
+
+    @property
+    def map_size(self) -> tuple[int, int]:
+        """Rows and columns of the last feature map."""
+        stride = prod(_STRIDES[: len(self.channels)])
+        return (-(-self.crop[0] // stride), -(-self.crop[1] // stride))
+
+    @property
+    def num_patches(self) -> int:
+        """Of a frame."""
+        return prod(size // self.patch for size in self.map_size) if self.patch else 0
 
 
 def cameras(spec: PolicySpec) -> dict[str, ArraySpec]:
@@ -102,7 +124,7 @@ class CameraEncoder(nn.Module):
         super().__init__()
         self.config = config
         layers: list[nn.Module] = []
-        before, size = _COLOURS, config.crop
+        before = _COLOURS
         for i, channels in enumerate(config.channels):
             stride = _STRIDES[i] if i < len(_STRIDES) else 1
             kernel = 3 if i else 5
@@ -111,11 +133,13 @@ class CameraEncoder(nn.Module):
                 nn.GroupNorm(channels // _GROUP, channels),
                 nn.ReLU(),
             ]
-            before, size = channels, (-(-size[0] // stride), -(-size[1] // stride))
+            before = channels
         self.layers = nn.Sequential(*layers)
         self.scores = nn.Conv2d(before, config.key_points, 1, bias=False)  # softmax ignores a bias
         self.read_out = nn.Linear(2 * config.key_points, config.features)
-        self.register_buffer("grid", _positions(*size), persistent=False)
+        self.register_buffer("grid", _positions(*config.map_size), persistent=False)
+        if config.patch:
+            self.patches = nn.Conv2d(before, config.features, config.patch, config.patch)
 
     def forward(self, images: Tensor) -> Tensor:
         """Look at the middle of each frame.
@@ -125,12 +149,16 @@ class CameraEncoder(nn.Module):
                 larger has to be moved.
 
         Returns:
-            float [n, obs_steps, features].
+            float [n, obs_steps, 1 + num_patches, features]: the frame as a whole, then its patches,
+            row by row.
         """
         frames = _middle(images, self.config.crop).flatten(0, 1).permute(0, 3, 1, 2)
         h = frames.to(self.grid.dtype) / 127.5 - 1
-        features: Tensor = self.read_out(self.key_points(self.layers(h)).flatten(1))
-        return features.view(*images.shape[:2], -1)
+        maps = self.layers(h)
+        seen: Tensor = self.read_out(self.key_points(maps).flatten(1))[:, None]
+        if self.config.patch:
+            seen = torch.cat([seen, self.patches(maps).flatten(2).transpose(1, 2)], dim=1)
+        return seen.view(*images.shape[:2], *seen.shape[1:])
 
     def key_points(self, maps: Tensor) -> Tensor:
         """Expected position of each feature map under a softmax over all places (Finn et al. 2016).
@@ -180,6 +208,11 @@ def random_crops(images: Tensor, crop: tuple[int, int], rng: np.random.Generator
             for window, top, left in zip(images, tops, lefts, strict=True)
         ]
     )
+
+
+def vision_to_json(vision: VisionConfig) -> dict[str, object]:
+    """As JSON types; without patches it is what it was before there were any."""
+    return {name: value for name, value in asdict(vision).items() if value is not None}
 
 
 def vision_from_json(fields: Mapping[str, object] | None) -> VisionConfig | None:

@@ -19,12 +19,15 @@ class NetworkConfig(ABC):
     Attributes:
         horizon: actions in a chunk.
         action_dim: numbers in an action.
-        observation_dim: numbers in a flattened observation history, all steps together.
+        observation_dim: numbers in a flattened observation history, all steps together, and of the
+            patches of its frames.
         instruction_dim: numbers in a projected instruction.
     """
 
     kind: ClassVar[str]
     """Name of the kind of network, as it stands in a manifest."""
+    vision: ClassVar[VisionConfig] = VisionConfig()
+    """What it is shown of a camera's frames, unless told otherwise."""
 
     horizon: int
     action_dim: int
@@ -67,7 +70,7 @@ class NetworkConfig(ABC):
 
 
 def observation_dim(spec: PolicySpec, vision: VisionConfig | None = None) -> int:
-    """Numbers in the flattened observation history, in which frames are features.
+    """Numbers in the flattened observation history, in which frames are features and patches.
 
     Raises:
         ValueError: `vision` does not fit the cameras of `spec`.
@@ -75,4 +78,5 @@ def observation_dim(spec: PolicySpec, vision: VisionConfig | None = None) -> int
     check_vision(spec, vision)
     frames = cameras(spec) if vision else {}
     vectors = (prod(array.shape) for name, array in spec.observation.items() if name not in frames)
-    return sum(vectors) + len(frames) * spec.obs_steps * (vision.features if vision else 0)
+    tokens = len(frames) * spec.obs_steps * (1 + vision.num_patches if vision else 0)
+    return sum(vectors) + tokens * (vision.features if vision else 0)

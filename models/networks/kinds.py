@@ -34,8 +34,9 @@ def config_class(kind: str) -> type[NetworkConfig]:
 
 
 def config_to_json(config: NetworkConfig) -> dict[str, Any]:
-    """As JSON types, the kind first."""
-    return {"kind": config.kind, **dataclasses.asdict(config)}
+    """As JSON types, the kind first; what it has none of is left out."""
+    sizes = {k: value for k, value in dataclasses.asdict(config).items() if value is not None}
+    return {"kind": config.kind, **sizes}
 
 
 def config_from_json(fields: Mapping[str, Any]) -> NetworkConfig:

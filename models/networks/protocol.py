@@ -26,7 +26,8 @@ class DenoisingNetwork(Protocol):
 
         Args:
             observation: float [n, observation_dim], normalised, always used; one observation step
-                after another, oldest first, each with all of its arrays.
+                after another, oldest first, each with all of its arrays, then the patches of
+                frames, if there are any.
             instruction: float [n, instruction_dim], projected sentence embeddings.
             drop: bool [n]; True replaces the instruction by the learned null embedding.
 

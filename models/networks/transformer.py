@@ -1,10 +1,11 @@
 """Transformer over the actions of the chunk, which cross-attend to tokens of the condition.
 
 After the transformer of Diffusion Policy (Chi et al. 2023, arXiv:2303.04137, §3.1). Each action is
-a token; each observation step is one, and so is the instruction. What a block needs of the
-condition tokens are their keys and values, which no denoising step changes: they are the condition
-part. Time is not a token here: it scales and shifts the normalised features (the adaptive layer
-norm of Peebles & Xie 2023, arXiv:2212.09748), with parameters from the time part.
+a token; each observation step is one, and so are the instruction and, where there are cameras, each
+patch of their frames. What a block needs of the condition tokens are their keys and values, which
+no denoising step changes: they are the condition part. Time is not a token here: it scales and
+shifts the normalised features (the adaptive layer norm of Peebles & Xie 2023, arXiv:2212.09748),
+with parameters from the time part.
 
 So the flat vector is [scales and shifts | keys and values]. The time part is zero in the second
 half, the condition part in the first: their sum holds both.
@@ -12,7 +13,7 @@ half, the condition part in the first: their sum holds both.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod, sqrt
 from typing import ClassVar, Self
 
@@ -23,7 +24,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 from client.specs import PolicySpec
 from models.networks.conditioning import TimeMlp
 from models.networks.config import NetworkConfig, observation_dim
-from models.vision import VisionConfig
+from models.vision import VisionConfig, cameras
 
 
 @dataclass(frozen=True)
@@ -35,27 +36,49 @@ class TransformerConfig(NetworkConfig):
         width: of every token.
         num_blocks: each self-attends, cross-attends, and has an MLP of 4·width.
         num_heads: of both attentions; divides the width.
+        num_patches: patches of camera frames, all steps and cameras together.
+        patch_dim: numbers in a patch; they are the last of the observation.
     """
 
     kind: ClassVar[str] = "transformer"
+    vision: ClassVar[VisionConfig] = VisionConfig(patch=3)
 
     obs_steps: int
     width: int = 128
     num_blocks: int = 4
     num_heads: int = 4
+    num_patches: int | None = None
+    patch_dim: int | None = None
 
     def __post_init__(self) -> None:
         """Check ranges, naming the field."""
         super().__post_init__()
         for name in ("obs_steps", "width", "num_blocks", "num_heads"):
             self.check(name, 1)
-        for whole, part in (("observation_dim", "obs_steps"), ("width", "num_heads")):
-            if getattr(self, whole) % getattr(self, part):
+        if self.num_patches is not None or self.patch_dim is not None:
+            self.check("num_patches", 1)
+            self.check("patch_dim", 1)
+        for what, whole, part in (
+            ("observation_dim", self.steps_dim, "obs_steps"),
+            ("width", self.width, "num_heads"),
+        ):
+            if whole < 1 or whole % getattr(self, part):
+                aside = f" besides {self.patches_shape} in patches" if self.num_patches else ""
                 msg = (
-                    f"TransformerConfig.{whole}: expected a multiple of {part} = "
-                    f"{getattr(self, part)}, got {getattr(self, whole)}"
+                    f"TransformerConfig.{what}: expected a multiple of {part} = "
+                    f"{getattr(self, part)}, got {whole}{aside}"
                 )
                 raise ValueError(msg)
+
+    @property
+    def patches_shape(self) -> tuple[int, int]:
+        """(num_patches, patch_dim), zeros without cameras."""
+        return (self.num_patches or 0, self.patch_dim or 0)
+
+    @property
+    def steps_dim(self) -> int:
+        """Numbers in all observation steps, without the patches of their frames."""
+        return self.observation_dim - prod(self.patches_shape)
 
     @classmethod
     def for_spec(
@@ -63,7 +86,11 @@ class TransformerConfig(NetworkConfig):
     ) -> Self:
         """See `NetworkConfig.for_spec`."""
         shapes = (spec.horizon, spec.action_dim, observation_dim(spec, vision), instruction_dim)
-        return cls(*shapes, spec.obs_steps)
+        config = cls(*shapes, spec.obs_steps)
+        if vision is None or vision.patch is None:
+            return config
+        frames = len(cameras(spec)) * spec.obs_steps
+        return replace(config, num_patches=frames * vision.num_patches, patch_dim=vision.features)
 
     def build(self) -> Transformer:
         """See `NetworkConfig.build`."""
@@ -132,10 +159,11 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         width, blocks, heads = config.width, config.num_blocks, config.num_heads
-        self._steps_shape = (config.obs_steps, config.observation_dim // config.obs_steps)
+        self._steps_shape = (config.obs_steps, config.steps_dim // config.obs_steps)
         self._film_shape = (blocks, 4, 1, width)
         self._time_dim = prod(self._film_shape)
-        self._keys_values_shape = (blocks, 2, heads, config.obs_steps + 1, width // heads)
+        tokens = config.obs_steps + 1 + config.patches_shape[0]
+        self._keys_values_shape = (blocks, 2, heads, tokens, width // heads)
         self.film_dim = self._time_dim + prod(self._keys_values_shape)
 
         self.read_in = nn.Linear(config.action_dim, width)
@@ -151,6 +179,9 @@ class Transformer(nn.Module):
         self.instruction_mlp = _token_mlp(config.instruction_dim, width)
         self.null_instruction = nn.Parameter(torch.zeros(width))
         self.keys_values = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, blocks * 2 * width))
+        if config.num_patches:
+            self.patch_mlp = _token_mlp(config.patches_shape[1], width)
+            self.patch_positions = nn.Parameter(0.5 * torch.randn(config.num_patches, width))
 
     def time_part(self, timesteps: Tensor) -> Tensor:
         """int64 [n] → float [n, film_dim]."""
@@ -158,10 +189,16 @@ class Transformer(nn.Module):
 
     def condition_part(self, observation: Tensor, instruction: Tensor, drop: Tensor) -> Tensor:
         """[n, observation_dim], [n, instruction_dim], bool [n] → [n, film_dim]."""
-        steps = self.observation_mlp(observation.reshape(-1, *self._steps_shape))
+        steps_dim = self.config.steps_dim
+        steps = self.observation_mlp(observation[:, :steps_dim].reshape(-1, *self._steps_shape))
         said = torch.where(drop[:, None], self.null_instruction, self.instruction_mlp(instruction))
-        tokens = torch.cat([steps + self.observation_positions, said[:, None]], dim=1)
-        keys_values = self.keys_values(tokens).unflatten(2, (*self._keys_values_shape[:3], -1))
+        parts = [steps + self.observation_positions, said[:, None]]
+        if self.config.num_patches:
+            patches = observation[:, steps_dim:].reshape(-1, *self.config.patches_shape)
+            parts.append(self.patch_mlp(patches) + self.patch_positions)
+        keys_values = self.keys_values(torch.cat(parts, dim=1)).unflatten(
+            2, (*self._keys_values_shape[:3], -1)
+        )
         # in the order in which `denoise` reads them, so that no step has to move them
         ordered = keys_values.permute(0, 2, 3, 4, 1, 5).flatten(1)
         return F.pad(ordered, (self._time_dim, 0))

@@ -9,11 +9,13 @@ import pytest
 import client.sims
 from benchmarks.episodes import Conditions, make_specs, play
 from client.history import ObservationHistory
+from client.sims.desk.render import NoDisplayError
 from client.sims.real_time import RealTimeRobot, sample_pool
 from client.sims.simulation import load_robot, robot_names
 
 ROBOTS = (
     "desk",
+    "desk_image",
     "pusht",
     "pusht_image",
     "puck",  # the example in CONTRIBUTING.md
@@ -38,7 +40,12 @@ def example(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=ROBOTS)
 def robot(request):
-    return load_robot(request.param)
+    robot = load_robot(request.param)
+    try:
+        robot.simulation()
+    except NoDisplayError as error:
+        pytest.skip(str(error))
+    return robot
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +75,14 @@ def drive(simulation, start, actions):
 
 
 def motion(seen):
-    """Largest change of any number, by name."""
-    return {name: np.ptp(array.astype(np.float64), axis=0).max() for name, array in seen.items()}
+    """Largest change of any number, by name; of pictures on average.
+
+    A hair's breadth at an edge makes another pixel.
+    """
+    return {
+        name: (np.mean if array.dtype == np.uint8 else np.max)(np.ptp(array.astype(float), axis=0))
+        for name, array in seen.items()
+    }
 
 
 def test_every_robot_there_is_is_held_to_this():
@@ -181,7 +194,8 @@ def test_every_task_has_words_of_its_own_and_no_list_repeats_another(robot):
 
 def test_its_episodes_can_be_played(robot):
     """By a policy that pushes about at random."""
-    specs = make_specs(1, 1, robot.phrasings("known"))
+    phrasings = dict(list(robot.phrasings("known").items())[:2])
+    specs = make_specs(1, 1, phrasings)
 
     def sample(_observation, _instructions, seeds, _num_steps):
         return np.stack([actions_of(robot.spec, robot.spec.horizon, seed) for seed in seeds])

@@ -87,6 +87,21 @@ def test_clipping_acts_after_guidance_and_everything_after_uses_the_clipped_x0()
     assert torch.equal(x_prev, torch.full((1, 4, 2), 0.5))
 
 
+class Timed(Branches):
+    """Time acts on the first three numbers only."""
+
+    def time_part(self, timesteps):
+        return torch.nn.functional.pad(timesteps[:, None].float() * torch.ones(3), (0, 5))
+
+
+def test_numbers_that_know_no_time_are_not_in_the_table_of_time():
+    step = GuidedStep(Timed(), ALPHA_BAR, "sample", clip=1e9)
+    assert step.time_table.shape == (1000, 3)
+    conditions = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    _, x0 = run_step(step, [0.0], conditions, torch.zeros(1, 4, 2), t=7)
+    assert torch.equal(x0.flatten(), conditions[0] + torch.tensor([7.0] * 3 + [0.0] * 5))
+
+
 def test_all_four_coefficients_act_on_their_own_input():
     step = GuidedStep(Branches(), ALPHA_BAR, "sample", clip=1e9)
     x_t, x0_prev, noise = (torch.full((1, 4, 2), v) for v in (2.0, 3.0, 5.0))

@@ -8,11 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from client.sims.desk.spec import DESK_SPEC
+from client.sims.desk.spec import DESK_IMAGE_SPEC, DESK_SPEC
 from models import checkpoint, train
 from models.instruction_encoder import INSTRUCTION_DIM
+from models.networks.film_mlp import FilmMlpConfig
+from models.networks.transformer import TransformerConfig
+from models.policy import DiffusionConfig, DiffusionPolicy
 from models.sampling import Sampling, sample_chunks
-from models.train import TrainConfig
+from models.train import Batches, TrainConfig
+from models.vision import VisionConfig
 from tests.models.interruptions import train_with_a_break
 from tests.policies import make_policy
 
@@ -156,3 +160,47 @@ def test_a_run_begun_when_there_was_one_network_goes_on(config):
     assert not {"network", "sizes"} & set(record)
     with pytest.raises(ValueError, match=r"another configuration.*network.*None.*unet1d"):
         train.train(dataclasses.replace(config, network="unet1d", sizes=("widths=8,16",)))
+
+
+@pytest.fixture
+def image_config(config, tmp_path):
+    """Ten steps of which a camera saw four: frame k is as bright as k, the hand is at the step."""
+    np.savez(
+        tmp_path / "pictures.npz",
+        camera=np.full((4, 96, 96, 3), np.arange(4, dtype=np.uint8)[:, None, None, None]),
+        camera_at=[0, 0, 0, 0, 1, 2, 2, 2, 2, 3],
+        hand=np.repeat(np.arange(10, dtype=np.float32)[:, None], 4, axis=1),
+        action=np.linspace(-1, 1, 40, dtype=np.float32).reshape(10, 4),
+        episode_ends=[5, 10],
+        task=np.array(TASKS),
+    )
+    return dataclasses.replace(
+        config, demos=tmp_path / "pictures.npz", observation="image", num_updates=2
+    )
+
+
+def test_a_window_has_the_frame_that_was_seen_last(image_config):
+    network = FilmMlpConfig.for_spec(DESK_IMAGE_SPEC, 1, VisionConfig())
+    policy = DiffusionPolicy(DESK_IMAGE_SPEC, network, DiffusionConfig(), VisionConfig())
+    observation, _, _ = Batches(image_config.task(), policy, image_config).draw(0)
+    assert observation["camera"].shape == (16, 1, 84, 84, 3)
+    steps = observation["hand"][:, 0, 0].long()
+    assert len(set(steps.tolist())) > 5
+    expected = torch.tensor([0, 0, 0, 0, 1, 2, 2, 2, 2, 3])[steps]
+    assert torch.equal(observation["camera"].amax((1, 2, 3, 4)).long(), expected)
+
+
+@pytest.mark.parametrize("kind", [FilmMlpConfig, TransformerConfig])
+def test_pictures_of_the_desk_train_what_the_network_is_shown(image_config, kind):
+    manifest = train.train(dataclasses.replace(image_config, network=kind.kind))
+    assert manifest.spec == DESK_IMAGE_SPEC
+    assert manifest.vision == kind.vision
+    assert manifest.network == kind.for_spec(DESK_IMAGE_SPEC, 1, kind.vision)
+    assert checkpoint.load(image_config.out)[0] == manifest
+
+
+def test_a_recording_without_pictures_is_refused_and_so_is_one_without_states(config, image_config):
+    with pytest.raises(ValueError, match=r"expected a recording with 'hand'.*--robot desk_image"):
+        train.train(dataclasses.replace(image_config, demos=config.demos))
+    with pytest.raises(ValueError, match="expected a recording with 'state'"):
+        train.train(dataclasses.replace(config, demos=image_config.demos))

@@ -62,8 +62,8 @@ def image_config(config):
 
 def test_a_picture_is_of_the_state_that_the_window_ends_with(image_config):
     task = image_config.task()
-    network = FilmMlpConfig.for_spec(PUSHT_IMAGE_SPEC, 1, task.vision)
-    policy = DiffusionPolicy(PUSHT_IMAGE_SPEC, network, DiffusionConfig(), task.vision)
+    network = FilmMlpConfig.for_spec(PUSHT_IMAGE_SPEC, 1, VisionConfig())
+    policy = DiffusionPolicy(PUSHT_IMAGE_SPEC, network, DiffusionConfig(), VisionConfig())
     batches = Batches(task, policy, image_config)
     observation, _, chunk = batches.draw(0)
     again, other = batches.draw(0)[0], batches.draw(1)[0]

@@ -37,10 +37,19 @@ def thirds(linear):
 
 def usual(network, x_t, timesteps, observation, instruction, drop):
     """The whole network in one pass, tokens and all."""
-    steps = network.observation_mlp(observation.view(len(x_t), 2, 3))
+    config, tokens = network.config, []
+    numbers, patches = observation.split(
+        [config.steps_dim, len(observation[0]) - config.steps_dim], 1
+    )
+    for i, step in enumerate(numbers.chunk(2, dim=1)):
+        tokens.append(network.observation_mlp(step) + network.observation_positions[i])
     said = network.instruction_mlp(instruction)
     said[drop] = network.null_instruction
-    tokens = torch.stack([*(steps + network.observation_positions).unbind(1), said], dim=1)
+    tokens.append(said)
+    for i, patch in enumerate(patches.chunk(config.num_patches or 1, dim=1)):
+        if config.num_patches:
+            tokens.append(network.patch_mlp(patch) + network.patch_positions[i])
+    tokens = torch.stack(tokens, dim=1)
     norm, keys_values = network.keys_values
     of_blocks = list(
         zip(
@@ -66,9 +75,10 @@ def usual(network, x_t, timesteps, observation, instruction, drop):
     return network.read_out(network.norm_out(h))
 
 
-@pytest.fixture
-def network():
-    return make_policy(network=CONFIG).requires_grad_(False).network
+@pytest.fixture(params=[{}, {"num_patches": 2, "patch_dim": 1}], ids=["steps", "patches"])
+def network(request):
+    config = replace(CONFIG, **request.param)
+    return make_policy(network=config).requires_grad_(False).network
 
 
 def rows(count=5):
@@ -101,6 +111,8 @@ def test_time_and_condition_share_no_number_of_the_flat_vector(network):
     [
         ({"num_heads": 5}, "width: expected a multiple of num_heads = 5, got 24"),
         ({"obs_steps": 4}, "observation_dim: expected a multiple of obs_steps = 4, got 6"),
+        ({"num_patches": 2, "patch_dim": 3}, r"obs_steps = 2, got 0 besides \(2, 3\) in patches"),
+        ({"num_patches": 2}, "patch_dim: expected at least 1, got None"),
     ],
 )
 def test_sizes_that_do_not_fit_together_are_refused(sizes, message):

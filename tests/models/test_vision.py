@@ -13,6 +13,9 @@ from models import checkpoint
 from models.export import export_encoder
 from models.instruction_encoder import INSTRUCTION_DIM
 from models.networks.config import observation_dim
+from models.networks.film_mlp import FilmMlpConfig
+from models.networks.kinds import KINDS
+from models.networks.transformer import TransformerConfig
 from models.vision import CameraEncoder, VisionConfig, random_crops
 from tests.policies import CAMERA_SPEC, TINY_SPEC, TINY_VISION, make_policy, save_checkpoint
 
@@ -36,8 +39,9 @@ def observation(rows, seed=0):
     }
 
 
-def test_a_frame_of_push_t_costs_no_more_than_is_allowed():
-    encoder = CameraEncoder(VisionConfig()).eval()
+@pytest.mark.parametrize("config", [config.vision for config in KINDS.values()], ids=KINDS)
+def test_a_frame_of_push_t_costs_no_more_than_is_allowed(config):
+    encoder = CameraEncoder(config).eval()
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         encoder(frames(1, 1, 96, 96))
     assert MOST_MFLOP / 2 < counter.get_total_flops() / 1e6 <= MOST_MFLOP
@@ -72,9 +76,42 @@ def test_a_key_point_follows_what_it_sees():
         for row, column in ((20, 20), (4, 30), (34, 2)):
             image = torch.zeros(1, 1, 40, 40, 3, dtype=torch.uint8)
             image[0, 0, row, column] = 255
-            found = encoder(image)[0, 0]
+            found = encoder(image)[0, 0, 0]
             expected = torch.tensor([column, row]) / 2 / 19 * 2 - 1  # 20 places after the stride
             torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+
+
+def test_a_patch_is_a_product_of_its_part_of_the_last_feature_map():
+    torch.manual_seed(0)
+    config = VisionConfig(crop=(22, 29), channels=(8, 8), key_points=2, features=3, patch=2)
+    assert (config.map_size, config.num_patches) == ((6, 8), 12)
+    encoder = CameraEncoder(config)
+    images = frames(2, 2, 22, 29)
+    with torch.no_grad():
+        seen = encoder(images)
+        maps = encoder.layers((images[1, 0].permute(2, 0, 1)[None] / 127.5 - 1).float())[0]
+        expected = [
+            encoder.patches.weight.flatten(1) @ maps[:, r : r + 2, c : c + 2].flatten()
+            + encoder.patches.bias
+            for r in range(0, 6, 2)
+            for c in range(0, 8, 2)
+        ]
+    assert seen.shape == (2, 2, 13, 3)
+    torch.testing.assert_close(seen[1, 0, 1:], torch.stack(expected), atol=1e-5, rtol=1e-5)
+
+
+def test_patches_come_after_all_steps_of_the_flattened_observation():
+    vision = replace(TINY_VISION, patch=1)
+    patches = vision.num_patches
+    assert patches == 4
+    policy = make_policy(spec=CAMERA_SPEC, vision=vision)
+    seen = observation(2)
+    with torch.inference_mode():
+        flat = policy.flatten_observation(seen)
+        left, right = (policy.camera_encoders[name](seen[name]) for name in ("left", "right"))
+        assert flat.shape[1] == observation_dim(CAMERA_SPEC, vision)
+        assert torch.equal(flat[:, 9:12], left[:, 1, 0])
+        assert torch.equal(flat[:, 18:], torch.cat([left[:, :, 1:], right[:, :, 1:]], 1).flatten(1))
 
 
 def test_the_middle_of_a_frame_is_what_is_seen():
@@ -115,7 +152,7 @@ def test_every_step_of_the_flattened_observation_has_its_own_frames_in_the_order
             for part, name in enumerate(("left", "state", "right")):
                 alone = seen[name][:, step : step + 1]
                 if name != "state":
-                    alone = policy.camera_encoders[name](alone)
+                    alone = policy.camera_encoders[name](alone)[:, :, 0]
                 found = flat[:, step, 3 * part : 3 * part + 3]
                 torch.testing.assert_close(found, alone[:, 0], atol=1e-5, rtol=1e-5)
 
@@ -132,19 +169,19 @@ def test_what_is_seen_reaches_the_condition_and_gradients_reach_the_encoder():
         assert parameter.grad.abs().max() > 0, name
 
 
-def test_the_export_equals_torch_for_any_number_of_requests(tmp_path):
+@pytest.mark.parametrize("kind", [FilmMlpConfig, TransformerConfig])
+def test_the_export_equals_torch_for_any_number_of_requests(tmp_path, kind):
     ort = pytest.importorskip("onnxruntime")
-    policy = make_policy(
-        spec=replace(
-            TINY_SPEC,
-            obs_steps=1,
-            observation={
-                "camera": ArraySpec((1, 96, 96, 3), "uint8"),
-                "state": ArraySpec((1, 2), "float32"),
-            },
-        ),
-        vision=VisionConfig(),
+    spec = replace(
+        TINY_SPEC,
+        obs_steps=1,
+        observation={
+            "camera": ArraySpec((1, 96, 96, 3), "uint8"),
+            "state": ArraySpec((1, 2), "float32"),
+        },
     )
+    network = replace(kind.for_spec(spec, 5, kind.vision), num_blocks=2)
+    policy = make_policy(spec=spec, vision=kind.vision, network=network)
     export_encoder(policy, tmp_path / "encoder.onnx")
     session = ort.InferenceSession(str(tmp_path / "encoder.onnx"))
     names = [each.name for each in session.get_inputs()]
@@ -185,6 +222,8 @@ def test_a_manifest_without_cameras_does_not_mention_it(tmp_path):
         ({"crop": (84,)}, r"crop: expected \(rows, columns\)"),
         ({"features": 0}, "at least 1"),
         ({"key_points": 1.5}, "whole numbers"),
+        ({"patch": 0}, "at least 1"),
+        ({"patch": 22}, "patch: expected at most 21, got 22"),
     ],
 )
 def test_sizes_that_make_no_sense_are_refused(fields, message):

@@ -154,7 +154,7 @@ _EXPERTS = {
 
 def expert_action(task: str, desk: Desk) -> npt.NDArray[np.float32]:
     """What the expert for `task` does now: float32 [4] in −1..1."""
-    return action_for(task, desk.observation()["state"])
+    return action_for(task, desk.state())
 
 
 def action_for(task: str, state: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -8,6 +8,7 @@ many processes made it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -60,13 +61,16 @@ class Episode:
 
     Attributes:
         task: what was asked.
-        state: float32 [ticks, 13], as observed.
+        observation: by the names of the robot's specification: what was observed, as many rows as
+            differ; frames of a camera are fewer than ticks.
+        newest: by the same names: int64 [ticks], the row that was seen in each tick.
         action: float32 [ticks, 4], what the expert does in each of them.
         dropped: attempts before it in which the noise won.
     """
 
     task: str
-    state: npt.NDArray[np.float32]
+    observation: dict[str, npt.NDArray[Any]]
+    newest: dict[str, npt.NDArray[np.int64]]
     action: npt.NDArray[np.float32]
     dropped: int
 
@@ -77,18 +81,29 @@ def record_episode(desk: Desk, seed: int, index: int) -> Episode:
     task = TASKS[index % len(TASKS)]
     dropped = 0
     while True:
-        rows = _attempt(desk, desk.sample_start(rng), task, sample_noise(rng), rng)
-        if rows is not None:
-            return Episode(task, *rows, dropped)
+        found = _attempt(desk, desk.sample_start(rng), task, sample_noise(rng), rng)
+        if found is not None:
+            seen, action = found
+            return Episode(task, seen.rows(), seen.newest(), action, dropped)
         dropped += 1
 
 
-def record(episodes: int, seed: int, workers: int) -> dict[str, npt.NDArray[Any]]:
+def record(
+    episodes: int, seed: int, workers: int, make: Callable[[], Desk] = Desk
+) -> dict[str, npt.NDArray[Any]]:
     """Record demonstrations, the tasks in turn.
 
+    Args:
+        episodes: how many.
+        seed: of starts and noise, which do not depend on what is observed.
+        workers: processes.
+        make: a desk, which says what is observed.
+
     Returns:
-        Arrays by name: state float32 [ticks, 13] and action float32 [ticks, 4] of all episodes, one
-        after another; episode_ends int64 [episodes], where each ends; task [episodes];
+        Arrays by name: action float32 [ticks, 4] of all episodes, one after another, and what was
+        observed, by the names of the robot's specification: of a `Desk` state float32 [ticks, 13].
+        Where an array has fewer rows than there are ticks, NAME_at int64 [ticks] says which one was
+        seen in each. episode_ends int64 [episodes], where each ends; task [episodes];
         dropped int64 [episodes], failed attempts; seed int64.
     """
     jobs = [
@@ -100,19 +115,32 @@ def record(episodes: int, seed: int, workers: int) -> dict[str, npt.NDArray[Any]
         ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
         tqdm(total=episodes, unit="episode", desc="recording") as bar,
     ):
-        futures = {pool.submit(_record_some, seed, job): job for job in jobs}
+        futures = {pool.submit(_record_some, make, seed, job): job for job in jobs}
         for future in as_completed(futures):
             done[futures[future].start] = future.result()
             bar.update(len(futures[future]))
     recorded = [episode for first in sorted(done) for episode in done[first]]
     return {
-        "state": np.concatenate([e.state for e in recorded]),
+        **_joined(recorded),
         "action": np.concatenate([e.action for e in recorded]),
-        "episode_ends": np.cumsum([len(e.state) for e in recorded], dtype=np.int64),
+        "episode_ends": np.cumsum([len(e.action) for e in recorded], dtype=np.int64),
         "task": np.array([e.task for e in recorded]),
         "dropped": np.array([e.dropped for e in recorded], dtype=np.int64),
         "seed": np.array(seed, dtype=np.int64),
     }
+
+
+def _joined(recorded: Sequence[Episode]) -> dict[str, npt.NDArray[Any]]:
+    """What was observed in all episodes: NAME, and where needed NAME_at, as `record` says."""
+    joined = {}
+    for name in recorded[0].observation:
+        rows = [episode.observation[name] for episode in recorded]
+        joined[name] = np.concatenate(rows)
+        before = np.cumsum([0, *map(len, rows[:-1])])
+        at = [e.newest[name] + first for e, first in zip(recorded, before, strict=True)]
+        if len(joined[name]) < sum(map(len, at)):
+            joined[f"{name}_at"] = np.concatenate(at)
+    return joined
 
 
 def save(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
@@ -121,17 +149,38 @@ def save(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # takes them for allow_pickle
 
 
-def _record_some(seed: int, indices: range) -> list[Episode]:
-    desk = Desk()
+def _record_some(make: Callable[[], Desk], seed: int, indices: range) -> list[Episode]:
+    desk = make()
     return [record_episode(desk, seed, index) for index in indices]
+
+
+class _Observed:
+    """Observations, tick by tick; an array that is the very one of the tick before is kept once."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, list[npt.NDArray[Any]]] = {}
+        self._newest: dict[str, list[int]] = {}
+
+    def add(self, observation: Mapping[str, npt.NDArray[Any]]) -> None:
+        for name, array in observation.items():
+            rows = self._rows.setdefault(name, [])
+            if not rows or rows[-1] is not array:
+                rows.append(array)
+            self._newest.setdefault(name, []).append(len(rows) - 1)
+
+    def rows(self) -> dict[str, npt.NDArray[Any]]:
+        return {name: np.array(rows) for name, rows in self._rows.items()}
+
+    def newest(self) -> dict[str, npt.NDArray[np.int64]]:
+        return {name: np.array(rows, np.int64) for name, rows in self._newest.items()}
 
 
 def _attempt(
     desk: Desk, start: DeskStart, task: str, noise: Noise, rng: np.random.Generator
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None:
-    """One episode: (state, action) as in `Episode`, or None if it did not end as asked."""
+) -> tuple[_Observed, npt.NDArray[np.float32]] | None:
+    """One episode: what was observed, and actions; or None if it did not end as asked."""
     desk.reset(start)
-    states, actions = [], []
+    seen, actions = _Observed(), []
     drift, shove, shove_ticks = np.zeros(3), np.zeros(3), 0
     keep = np.exp(-1.0 / noise.drift_ticks)
     drift_step = noise.drift_std * np.sqrt(1.0 - keep**2)
@@ -144,7 +193,7 @@ def _attempt(
                 left -= 1
             case _:
                 return None
-        states.append(desk.observation()["state"])
+        seen.add(desk.observation())
         actions.append(expert_action(task, desk))
 
         drift = keep * drift + drift_step * rng.standard_normal(3)
@@ -158,4 +207,4 @@ def _attempt(
             executed[:3] += shove
             shove_ticks -= 1
         desk.step(np.clip(executed, -1.0, 1.0))
-    return np.array(states), np.array(actions)
+    return seen, np.array(actions)

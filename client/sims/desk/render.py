@@ -1,74 +1,111 @@
-"""Pictures and animations of the desk, drawn off screen.
-
-On a machine without a display set MUJOCO_GL=egl (package libegl1) or MUJOCO_GL=osmesa (package
-libosmesa6) before Python starts.
-"""
+"""Pictures of the desk, drawn with or without a display."""
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from ctypes.util import find_library
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from types import TracebackType
 from typing import Any
 
 import mujoco
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
 
+from client.sims.desk.scene import build_model
 from client.sims.desk.simulation import Desk
-from client.sims.desk.spec import CONTROL_PERIOD_S
+from client.sims.desk.spec import PICTURE_SIDE
 
-Drive = Callable[[Desk], npt.NDArray[Any]]
-"""Looks at the desk and gives the next action, float [4]: an expert, or a policy."""
+_LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}
+"""What draws without a display, by its name for MUJOCO_GL, and its library."""
 
-TICKS_PER_FRAME = 4  # 20 frames a second of simulated time
-_AFTER_FRAMES = 10
-_CAPTION_PX = 16
+
+class NoDisplayError(RuntimeError):
+    """There is nothing to draw with on this machine; the message says what to install."""
+
+
+@dataclass(frozen=True)
+class View:
+    """From where a camera looks; angles in degrees, metres.
+
+    Attributes:
+        lookat: the point in the middle of the picture.
+        distance: from there.
+        azimuth: direction of looking, 90 with the arm's reach, 270 against it.
+        elevation: negative from above.
+    """
+
+    lookat: tuple[float, float, float]
+    distance: float
+    azimuth: float
+    elevation: float
+
+
+FILM_TICKS = 4
+"""Control ticks between two pictures of a film: 20 pictures a second of simulated time."""
+FILM_AFTER_FRAMES = 10
+OVER_SHOULDER = View((0.0, 0.62, 0.10), 1.45, 138.0, -36.0)
+"""The robot's right one; for people."""
+FACING = View((0.05, 0.66, 0.08), 1.5, 270.0, -55.0)
+"""From across the table: nothing that a task is about is behind the arm, or outside the picture."""
 
 
 class Camera:
-    """Looks at one desk over the robot's right shoulder; close it, or use it as a context.
+    """Looks at desks from one place; close it, or use it as a context.
+
+    One camera is enough for any number of desks: they differ in numbers, which come with each, not
+    in meshes, which it holds (130 MB). It can be used in one thread only.
 
     Raises:
-        RuntimeError: there is no display and MUJOCO_GL names no way to do without.
+        NoDisplayError: there is no display, and no library that draws without one.
     """
 
-    def __init__(self, desk: Desk, *, width: int = 640, height: int = 480) -> None:
-        headless = sys.platform == "linux" and not os.environ.get("DISPLAY")
-        if headless and os.environ.get("MUJOCO_GL") not in {"egl", "osmesa"}:
-            msg = (
-                "no display to draw on: set MUJOCO_GL=egl or MUJOCO_GL=osmesa before Python starts "
-                "(Debian packages libegl1, libosmesa6)"
-            )
-            raise RuntimeError(msg)
-        self._desk = desk
-        desk.model.vis.global_.offwidth = width
-        desk.model.vis.global_.offheight = height
-        self._renderer: Any = mujoco.Renderer(desk.model, height, width)
-        self._view: Any = mujoco.MjvCamera()
-        self._view.lookat = (0.0, 0.62, 0.10)
-        self._view.distance = 1.45
-        self._view.azimuth = 138.0
-        self._view.elevation = -36.0
-
-    def picture(self) -> npt.NDArray[np.uint8]:
-        """What the desk looks like now: uint8 [height, width, 3]."""
-        # mj_forward would move the warm start, and with it the episode that is being filmed
-        mujoco.mj_kinematics(self._desk.model, self._desk.data)
-        mujoco.mj_comPos(self._desk.model, self._desk.data)
-        mujoco.mj_camlight(self._desk.model, self._desk.data)
-        self._renderer.update_scene(self._desk.data, self._view)
+    def __init__(self, view: View, *, width: int, height: int) -> None:
+        context = _drawing_context()
+        model = build_model()
+        model.vis.global_.offwidth = width
+        model.vis.global_.offheight = height
+        try:
+            self._gl: Any = context(width, height)
+        except (ImportError, RuntimeError) as error:  # the library is there, a driver is not
+            raise NoDisplayError(_remedy(str(error))) from error
+        self._gl.make_current()
+        self._context: Any = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._scene: Any = mujoco.MjvScene(model, 1000)
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-            self._renderer.scene.flags[flag] = 0
-        picture: npt.NDArray[np.uint8] = self._renderer.render().copy()
-        return picture
+            self._scene.flags[flag] = 0  # they take eight times as long as the rest
+        self._option: Any = mujoco.MjvOption()
+        self._view: Any = mujoco.MjvCamera()
+        for name, value in vars(view).items():
+            setattr(self._view, name, value)
+        self._rows: Any = mujoco.MjrRect(0, 0, width, height)
+
+    def picture(self, desk: Desk) -> npt.NDArray[np.uint8]:
+        """What a desk looks like now: uint8 [height, width, 3]."""
+        # mj_forward would move the warm start, and with it the episode that is being filmed
+        mujoco.mj_kinematics(desk.model, desk.data)
+        mujoco.mj_comPos(desk.model, desk.data)
+        mujoco.mj_camlight(desk.model, desk.data)
+        self._gl.make_current()
+        everything = mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(
+            desk.model, desk.data, self._option, None, self._view, everything, self._scene
+        )
+        mujoco.mjr_render(self._rows, self._scene, self._context)
+        picture = np.empty((self._rows.height, self._rows.width, 3), np.uint8)
+        mujoco.mjr_readPixels(picture, None, self._rows, self._context)
+        return picture[::-1].copy()  # OpenGL's rows begin at the bottom
 
     def close(self) -> None:
         """Free the drawing context."""
-        self._renderer.close()
+        self._gl.make_current()
+        self._context.free()
+        self._gl.free()
 
     def __enter__(self) -> Camera:
         return self
@@ -82,45 +119,36 @@ class Camera:
         self.close()
 
 
-def film(desk: Desk, camera: Camera, task: str, drive: Drive) -> Iterator[npt.NDArray[np.uint8]]:
-    """Play the episode that `desk` was reset to, and give a picture every few ticks.
-
-    Goes on for half a second after the outcome is known, so that it can be seen.
-    """
-    left = _AFTER_FRAMES
-    yield camera.picture()
-    while left > 0:
-        for _ in range(TICKS_PER_FRAME):
-            desk.step(drive(desk))
-        yield camera.picture()
-        left -= desk.outcome(task) is not None
-
-
-def caption(picture: npt.NDArray[np.uint8], text: str) -> npt.NDArray[np.uint8]:
-    """The picture with `text` written at its lower edge."""
-    image = Image.fromarray(picture)
-    draw = ImageDraw.Draw(image)
-    font = ImageFont.load_default(size=_CAPTION_PX)
-    at = (image.width / 2, image.height - _CAPTION_PX)
-    draw.text(at, text, font=font, anchor="mm", fill="white", stroke_width=2, stroke_fill="black")
-    return np.asarray(image)
-
-
-def save_pictures(path: Path, pictures: list[npt.NDArray[np.uint8]]) -> None:
-    """Write the last picture (.png) or, in real time, all of them (.gif).
+@cache
+def policy_camera() -> Camera:
+    """The one through which all desks of this process are seen by policies; made when needed.
 
     Raises:
-        ValueError: another ending.
+        NoDisplayError: see `Camera`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    images = [Image.fromarray(picture) for picture in pictures]
-    match path.suffix:
-        case ".png":
-            images[-1].save(path)
-        case ".gif":
-            frame_ms = round(1000 * TICKS_PER_FRAME * CONTROL_PERIOD_S)
-            small = [image.quantize(96, dither=Image.Dither.NONE) for image in images]
-            small[0].save(path, save_all=True, append_images=small[1:], duration=frame_ms, loop=0)
-        case _:
-            msg = f"{path}: expected a name that ends in .png or .gif"
-            raise ValueError(msg)
+    camera = Camera(FACING, width=PICTURE_SIDE, height=PICTURE_SIDE)
+    atexit.register(camera.close)  # before the library's own end
+    return camera
+
+
+def _drawing_context() -> Any:  # noqa: ANN401 - of MuJoCo, which has no types
+    """The class of a drawing context: what MUJOCO_GL says, or what is there.
+
+    MuJoCo reads MUJOCO_GL when it is imported, and then cannot be imported without that library;
+    the desk itself shall not need one. So what nobody has chosen is chosen here, when it is needed.
+    """
+    if sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("MUJOCO_GL"):
+        from mujoco.gl_context import GLContext  # noqa: PLC0415 - absent where MUJOCO_GL=disable
+
+        return GLContext
+    for name, library in _LIBRARIES.items():
+        if find_library(library):
+            return import_module(f"mujoco.{name}").GLContext
+    raise NoDisplayError(_remedy("neither libEGL nor libOSMesa is installed"))
+
+
+def _remedy(why: str) -> str:
+    return (
+        f"no display, and nothing that draws without one: {why}; on Debian: "
+        "apt-get install libegl1 libgl1-mesa-dri (or libosmesa6, and MUJOCO_GL=osmesa)"
+    )

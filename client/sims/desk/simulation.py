@@ -127,14 +127,18 @@ class Desk:
         if self._first_end is None:
             self._first_end = self._reached_end()
 
-    def observation(self) -> dict[str, npt.NDArray[np.float32]]:
-        """The present state as a policy sees it: {"state": float32 [13]} in metres, no velocity."""
+    def observation(self) -> dict[str, npt.NDArray[Any]]:
+        """What is seen now: {"state": float32 [13]}."""
+        return {"state": self.state()}
+
+    def state(self) -> npt.NDArray[np.float32]:
+        """The present state in metres, without velocities: float32 [13]."""
         data = self.data
         right, left = (data.xpos[claw] for claw in self._claws)
         state = [*data.xpos[self._hand], np.linalg.norm(right - left)]
         for body, point in self._points:
             state.extend(data.xpos[body] + data.xmat[body].reshape(3, 3) @ point)
-        return {"state": np.array(state, dtype=np.float32)}
+        return np.array(state, dtype=np.float32)
 
     def safe_action(self) -> npt.NDArray[np.float32]:
         """Stay where you are, with the gripper as it was told last: float32 [4]."""

@@ -8,7 +8,7 @@ the left (−x) or to the right (+x).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from client.specs import ArraySpec, PolicySpec
@@ -60,6 +60,20 @@ DESK_SPEC = PolicySpec(
     exec_steps=8,
     control_period_s=CONTROL_PERIOD_S,
 )
+
+PICTURE_SIDE = 96
+DESK_IMAGE_SPEC = replace(
+    DESK_SPEC,
+    task="desk_image",
+    observation={
+        "camera": ArraySpec((1, PICTURE_SIDE, PICTURE_SIDE, 3), "uint8", ("red", "green", "blue")),
+        "hand": ArraySpec((1, 4), "float32", STATE_NAMES[:4]),
+    },
+    obs_steps=1,
+)
+"""The same seen by a camera, which shows where the objects are, and the arm's own sensors."""
+FRAME_TICKS = 4
+"""The camera gives 20 frames a second: a frame is seen until so many ticks later."""
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,15 @@ class Painter:
 
     Args:
         goals: x, y and angle of each outline; all of them unless told otherwise.
+        side: pixels of a picture.
     """
 
-    def __init__(self, goals: Iterable[tuple[float, float, float]] = tuple(GOALS.values())) -> None:
+    def __init__(
+        self,
+        goals: Iterable[tuple[float, float, float]] = tuple(GOALS.values()),
+        side: int = PICTURE_SIDE,
+    ) -> None:
+        self._size = (side, side)
         self._board: Any = PushT().board
         bodies = [self._board.get_goal_pose_body(np.array(goal)) for goal in goals]
         self._empty = pygame.Surface((_SIDE, _SIDE))
@@ -46,7 +52,7 @@ class Painter:
             state: float32 [6] as in `PUSHT_SPEC`.
 
         Returns:
-            uint8 [96, 96, 3], RGB.
+            uint8 [side, side, 3], RGB.
         """
         finger_x, finger_y, block_x, block_y, sine, cosine = map(float, state)
         space, finger, block = self._board.space, self._board.agent, self._board.block
@@ -58,7 +64,7 @@ class Painter:
         screen = self._empty.copy()
         space.debug_draw(DrawOptions(screen))
         pixels = pygame.surfarray.pixels3d(screen).transpose(1, 0, 2)
-        picture: npt.NDArray[Any] = cv2.resize(pixels, (PICTURE_SIDE, PICTURE_SIDE))
+        picture: npt.NDArray[Any] = cv2.resize(pixels, self._size)
         return picture.astype(np.uint8, copy=False)
 
 

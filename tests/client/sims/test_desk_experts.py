@@ -9,8 +9,10 @@ import pytest
 
 from client.sims.desk.experts import action_for, expert_action
 from client.sims.desk.record import AFTER_TICKS, record, record_episode, save
+from client.sims.desk.render import NoDisplayError
 from client.sims.desk.simulation import Desk, DeskStart
-from client.sims.desk.spec import OPPOSITE, TASKS, TIMEOUT_TICKS
+from client.sims.desk.spec import FRAME_TICKS, OPPOSITE, TASKS, TIMEOUT_TICKS
+from client.sims.desk_image.simulation import DeskImage
 
 SEEDS = range(900, 908)
 
@@ -55,8 +57,9 @@ def test_an_episode_goes_on_after_success_and_labels_are_the_experts(desk: Desk)
     for index in range(6):
         episode = record_episode(desk, seed=5, index=index)
         assert episode.task == TASKS[index]
-        assert AFTER_TICKS < len(episode.state) <= TIMEOUT_TICKS + AFTER_TICKS
-        labels = [action_for(episode.task, state) for state in episode.state]
+        states = episode.observation["state"]
+        assert AFTER_TICKS < len(states) <= TIMEOUT_TICKS + AFTER_TICKS
+        labels = [action_for(episode.task, state) for state in states]
         np.testing.assert_array_equal(episode.action, labels)
 
 
@@ -71,4 +74,30 @@ def test_a_recording_does_not_depend_on_the_number_of_processes(tmp_path: Path, 
     assert two["episode_ends"][-1] == len(two["state"]) == len(two["action"])
     assert two["task"].tolist() == [TASKS[i % 6] for i in range(32)]
     last = record_episode(desk, seed=3, index=31)
-    np.testing.assert_array_equal(last.state, two["state"][two["episode_ends"][-2] :])
+    np.testing.assert_array_equal(
+        last.observation["state"], two["state"][two["episode_ends"][-2] :]
+    )
+
+
+def test_a_recording_of_pictures_is_of_the_same_episodes() -> None:
+    """Each frame once, and in each tick the one that the robot saw then."""
+    try:
+        desk = DeskImage()
+    except NoDisplayError as error:
+        pytest.skip(str(error))
+    seen = record(episodes=2, seed=3, workers=1, make=DeskImage)
+    told = record(episodes=2, seed=3, workers=1)
+    for name in ("action", "episode_ends", "task"):
+        np.testing.assert_array_equal(seen[name], told[name])
+    np.testing.assert_array_equal(seen["hand"], told["state"][:, :4])
+    begins = [0, seen["episode_ends"][0]]
+    ticks = np.arange(len(seen["action"]))
+    since = np.where(ticks < begins[1], ticks, ticks - begins[1]) % FRAME_TICKS
+    shown = seen["camera"][seen["camera_at"]]
+    for tick in ticks[since > 0]:
+        assert seen["camera_at"][tick] == seen["camera_at"][tick - 1]
+    for tick in ticks[since == 0][1:]:
+        assert seen["camera_at"][tick] == seen["camera_at"][tick - 1] + 1
+    episode = record_episode(desk, seed=3, index=1)
+    camera = episode.observation["camera"][episode.newest["camera"]]
+    np.testing.assert_array_equal(shown[begins[1] :], camera)

@@ -1,28 +1,32 @@
-"""Pictures, as far as any machine can: files, captions, and the error without a display."""
+"""Pictures of the desk: what a policy sees, films and captions, the error where nothing draws."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image, ImageSequence
 
-from client.sims.desk.render import Camera, caption, save_pictures
-from client.sims.desk.simulation import Desk
+from client.sims.desk import render
+from client.sims.desk.render import OVER_SHOULDER, Camera, NoDisplayError
+from client.sims.desk.simulation import Desk, DeskStart
+from client.sims.desk.spec import FIXTURES, Fixture
+from client.sims.film import caption, save_pictures
 
 FRAMES = [np.full((60, 80, 3), shade, dtype=np.uint8) for shade in (0, 100, 200)]
 
 
 def test_a_gif_plays_all_pictures_in_real_time_and_a_png_is_the_last(tmp_path: Path) -> None:
-    save_pictures(tmp_path / "a.gif", FRAMES)
+    save_pictures(tmp_path / "a.gif", FRAMES, 0.05)
     with Image.open(tmp_path / "a.gif") as gif:
         assert [frame.info["duration"] for frame in ImageSequence.Iterator(gif)] == [50] * 3
-    save_pictures(tmp_path / "a.png", FRAMES)
+    save_pictures(tmp_path / "a.png", FRAMES, 0.05)
     with Image.open(tmp_path / "a.png") as png:
         np.testing.assert_array_equal(np.asarray(png), FRAMES[-1])
     with pytest.raises(ValueError, match=r"\.gif"):
-        save_pictures(tmp_path / "a.mp4", FRAMES)
+        save_pictures(tmp_path / "a.mp4", FRAMES, 0.05)
 
 
 def test_a_caption_changes_the_lower_edge_only() -> None:
@@ -31,9 +35,82 @@ def test_a_caption_changes_the_lower_edge_only() -> None:
     assert not changed[:25].any()
 
 
-def test_without_a_display_the_error_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def desk() -> Desk:
+    return Desk()
+
+
+def shown(desk: Desk) -> npt.NDArray[np.int64]:
+    return render.policy_camera().picture(desk).astype(np.int64)
+
+
+def draws() -> bool:
+    try:
+        render.policy_camera()
+    except NoDisplayError:
+        return False
+    return True
+
+
+needs_drawing = pytest.mark.skipif(not draws(), reason="nothing draws without a display here")
+
+
+@needs_drawing
+@pytest.mark.parametrize("fixture", FIXTURES, ids=[fixture.body for fixture in FIXTURES])
+def test_both_ends_of_every_object_look_different_in_the_middle_of_the_picture(
+    desk: Desk, fixture: Fixture
+) -> None:
+    """Wherever it stands: so much as the crop that a policy sees shows what has been done."""
+    joint = desk.model.joint(fixture.joint)
+    start = desk.sample_start(np.random.default_rng(0))
+    for corner in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
+        places = start.places.copy()
+        places[FIXTURES.index(fixture), :2] = fixture.place + fixture.spread_m * np.array(corner)
+        desk.reset(DeskStart(start.physics, places))
+        ends = []
+        for end in joint.range:
+            desk.data.qpos[joint.qposadr[0]] = end
+            ends.append(shown(desk))
+        differs = np.abs(ends[0] - ends[1]).max(axis=-1) > 30
+        rows, columns = np.nonzero(differs)
+        assert len(rows) > 15
+        assert 6 <= rows.min() <= rows.max() < 90
+        assert 6 <= columns.min() <= columns.max() < 90
+
+
+@needs_drawing
+def test_up_is_up_and_left_is_where_it_is_for_somebody_who_faces_the_robot(desk: Desk) -> None:
+    desk.reset(desk.sample_start(np.random.default_rng(0)))
+    green = (shown(desk) * [-1, 2, -1]).sum(axis=-1) > 120  # the drawer, at the robot's left
+    rows, columns = np.nonzero(green)
+    assert columns.mean() > 60
+    assert rows.mean() > 40
+
+
+@needs_drawing
+def test_taking_a_picture_changes_nothing_and_one_camera_sees_every_desk(desk: Desk) -> None:
+    starts = [desk.sample_start(np.random.default_rng(seed)) for seed in (1, 2)]
+    desk.reset(starts[0])
+    first, other = shown(desk), Desk()
+    other.reset(starts[1])
+    assert not np.array_equal(shown(other), first)
+    plain = Desk()
+    plain.reset(starts[0])
+    for action in np.random.default_rng(0).uniform(-1, 1, (20, 4)):
+        desk.step(action)
+        shown(desk)
+        plain.step(action)
+    np.testing.assert_array_equal(desk.state(), plain.state())
+    desk.reset(starts[0])
+    np.testing.assert_array_equal(shown(desk), first)
+
+
+def test_without_anything_to_draw_with_the_error_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("MUJOCO_GL", raising=False)
-    with pytest.raises(RuntimeError, match="MUJOCO_GL=egl"):
-        Camera(Desk())
+    monkeypatch.setattr(render, "find_library", lambda _: None)
+    with pytest.raises(NoDisplayError, match="apt-get install libegl1"):
+        Camera(OVER_SHOULDER, width=20, height=20)
