@@ -180,6 +180,7 @@ _NOT_ASKED = dict.fromkeys(
     )
 )
 _NO_QUALITY = dict.fromkeys(("episodes", "success_rate", "success_interval", "sw2"))
+_SCORE = {"score", "score_interval"}  # of robots that have one
 
 
 class Quality:
@@ -204,7 +205,8 @@ class Quality:
             found = {**_NO_QUALITY, "sw2": exact_quality(self._mixture, unguided)["sw2"]}
             if self._policy is not None:
                 played = success_fields(self._specs, self._policy.play(self._specs, sampling))
-                found |= {name: played[name] for name in _NO_QUALITY.keys() & played.keys()}
+                kept = (_NO_QUALITY.keys() | _SCORE) & played.keys()
+                found |= {name: played[name] for name in kept}
             self._known[sampling] = found
         return self._known[sampling]
 
@@ -255,7 +257,7 @@ def measure_backend(
                 "grid": manifest.defaults.grid,
                 "eta": manifest.defaults.eta,
                 "target": manifest.spec.task,
-                "network": "film_mlp",
+                "network": manifest.network.kind,
                 "ping_p50_s": quantile(measured.pings, 0.5),
                 "ping_max_s": max(measured.pings),
                 **predict(costs[w], 1 / rate_hz, manifest.diffusion.num_timesteps),

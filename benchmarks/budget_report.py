@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from benchmarks.latency import Samples
+from benchmarks.scores import quality_of
 from benchmarks.step_cost import latency_quantile
 
 _MARKERS = "osD^vP*X"  # one a rate
@@ -32,7 +33,8 @@ def table_of(rows: Sequence[dict[str, Any]]) -> Table:
         title="denoising steps that fit a robot's period, and what they buy (times in ms)"
     )
     names = ("Hz", "backend", "w", "a step", "planned", "asked", "missed", "limit")
-    for name in (*names, "p50", "max", "ping", "success", "sw2"):
+    judged = "score" if any("score" in row for row in rows) else "success"
+    for name in (*names, "p50", "max", "ping", judged, "sw2"):
         table.add_column(
             name, justify="left" if name in {"backend", "limit"} else "right", no_wrap=True
         )
@@ -49,7 +51,7 @@ def table_of(rows: Sequence[dict[str, Any]]) -> Table:
             shown(row["latency_p50_s"], 1e3, "{:.1f}"),
             shown(row["latency_max_s"], 1e3, "{:.1f}"),
             shown(row["ping_p50_s"], 1e3, "{:.2f}"),
-            shown(row["success_rate"], 100, "{:.1f}%"),
+            shown(None if row["success_rate"] is None else quality_of(row)[1], 100, "{:.1f}%"),
             shown(row["sw2"], 1, "{:.4f}"),
         )
     return table
@@ -104,7 +106,12 @@ def plot(rows: Sequence[dict[str, Any]], samples: Samples, miss_rate: float, pat
         ylabel=f"{1 - miss_rate:.10g} quantile of {each} requests, ms",
         title="latency, back to back (dashed: the periods)",
     )
-    panels[2].set(ylabel="episodes, %", ylim=(-4, 104), title="task success, 95% interval")
+    scored = any("score" in row for row in rows)
+    panels[2].set(
+        ylabel="mean score, %" if scored else "episodes, %",
+        ylim=(-4, 104),
+        title=f"{'score' if scored else 'task success'}, 95% interval",
+    )
     panels[2].legend(fontsize=7, loc="lower left")
     panels[3].set(ylabel="sliced W2", title="the sampler's own error (exact score)")
     if any(row["sw2"] for row in ends):  # an axis without points cannot be logarithmic
@@ -149,10 +156,9 @@ def _draw_cost(
 
 
 def _draw_quality(panels: Sequence[Axes], row: dict[str, Any], color: str, marker: str) -> None:
-    """Success, with its interval, and the sampler's own error."""
+    """Score or success, with its interval, and the sampler's own error."""
     if row["success_rate"] is not None:
-        rate = row["success_rate"]
-        low, high = row["success_interval"]
+        _, rate, (low, high) = quality_of(row)
         around = [[100 * (rate - low)], [100 * (high - rate)]]
         panels[0].errorbar(row["num_steps"], 100 * rate, around, color=color, marker=marker)
     if row["sw2"] is not None:

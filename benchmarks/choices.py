@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from benchmarks.statistics import bootstrap_interval
 from models.grids import GridName
 from models.guidance import network_rows
 from models.samplers import SamplerName
@@ -59,10 +60,13 @@ class Cell:
 
     def row(self) -> dict[str, Any]:
         """For result files and the manifest."""
-        how, scores = self.sampling, {}
+        how = self.sampling
+        scores: dict[str, Any] = {}
         if self.scores:
             for name, values in (("score", self.scores), ("wrong_score", self.wrong_scores)):
                 scores[name] = round(sum(values) / len(values), 4)
+                low, high = bootstrap_interval(values)
+                scores[f"{name}_interval"] = [round(low, 4), round(high, 4)]
         return {
             "sampler": how.sampler,
             "grid": how.grid,

@@ -38,12 +38,12 @@ class EtaConfig(SweepConfig):
     Attributes:
         eta: values to compare; 0 is deterministic, 1 ancestral DDPM.
         num_steps: step counts on the 2-D target.
-        desk_num_steps: step counts on the robot.
+        robot_num_steps: step counts on the robot.
     """
 
     eta: tuple[float, ...] = (0.0, 0.5, 1.0)
     num_steps: tuple[int, ...] = (5, 10, 25, 50, 100, 250, 1000)
-    desk_num_steps: tuple[int, ...] = (1, 2, 5, 10, 50)
+    robot_num_steps: tuple[int, ...] = (1, 2, 5, 10, 50)
     seed: int = 6
     out: Path = Path("results/eta")
 
@@ -52,13 +52,13 @@ class EtaConfig(SweepConfig):
         super().__post_init__()
         self.check_values("eta", 0, 1)
         self.check_values("num_steps", 1, 1000)
-        self.check_values("desk_num_steps", 1, 1000)
+        self.check_values("robot_num_steps", 1, 1000)
 
 
 def run(config: EtaConfig) -> list[dict[str, Any]]:
     """Measure every case."""
     record = Record(config.out, "eta", vars(config))
-    policy = config.robot_policy(config.desk_num_steps)
+    policy = config.robot_policy(config.robot_num_steps)
     models = point_models(config.mixture)
     cases = list(itertools.product(models, config.num_steps, config.eta))
     for model, count, eta in tqdm(cases, desc="points", file=sys.stderr):
@@ -68,7 +68,7 @@ def run(config: EtaConfig) -> list[dict[str, Any]]:
     if policy is not None:
         name = policy.robot.spec.task
         specs = make_specs(config.episodes, config.seed, policy.robot.phrasings("known"))
-        both = list(itertools.product(config.desk_num_steps, config.eta))
+        both = list(itertools.product(config.robot_num_steps, config.eta))
         for count, eta in tqdm(both, desc=name, file=sys.stderr):
             sampling = Sampling(count, eta=eta)
             row = play_row(policy, specs, sampling) | policy.spread(specs, sampling)

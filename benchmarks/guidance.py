@@ -43,14 +43,14 @@ class GuidanceConfig(SweepConfig):
         guidance_scale: w of Ho & Salimans; 0 is the plain conditional model, −1 ignores the
             condition. diffusers' guidance_scale is 1 + w.
         num_steps: step counts on the 2-D target, on the log-SNR grid.
-        desk_num_steps: step count on the robot.
+        robot_num_steps: step count on the robot.
         phrasings: what the robot's policy is told.
         episodes: per task of the robot, w and phrasings; 0 leaves it out.
     """
 
     guidance_scale: tuple[float, ...] = (-1, 0, 1, 3, 7, 15)
     num_steps: tuple[int, ...] = (10, 50, 1000)
-    desk_num_steps: int = 10
+    robot_num_steps: int = 10
     phrasings: tuple[Literal["known", "unseen"], ...] = ("known", "unseen")
     episodes: int = 20
     seed: int = 7
@@ -77,7 +77,7 @@ def point_cases(config: GuidanceConfig) -> list[Sampling]:
 def run(config: GuidanceConfig, models: Sequence[PointModel]) -> list[dict[str, Any]]:
     """Measure every case."""
     record = Record(config.out, "guidance", vars(config))
-    policy = config.robot_policy([config.desk_num_steps])
+    policy = config.robot_policy([config.robot_num_steps])
     cases = list(itertools.product(models, point_cases(config)))
     for model, sampling in tqdm(cases, desc="points", file=sys.stderr):
         row = describe_points(model, sampling) | points.measure(model, sampling)
@@ -87,7 +87,7 @@ def run(config: GuidanceConfig, models: Sequence[PointModel]) -> list[dict[str, 
         both = list(itertools.product(config.phrasings, config.guidance_scale))
         for words, w in tqdm(both, desc=name, file=sys.stderr):
             specs = make_specs(config.episodes, config.seed, policy.robot.phrasings(words))
-            sampling = policy.sampling(config.desk_num_steps, w)
+            sampling = policy.sampling(config.robot_num_steps, w)
             row = {**play_row(policy, specs, sampling), "phrasings": words}
             record.add(row, partial(policy.draw, sampling))
     record.add_times()

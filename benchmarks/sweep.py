@@ -123,7 +123,7 @@ def play_row(
 ) -> dict[str, Any]:
     """A row of episodes that are answered at once."""
     endings = policy.play(specs, sampling)
-    how = _describe(policy.robot.spec.task, "film_mlp", sampling)
+    how = _describe(policy.robot.spec.task, policy.manifest.network.kind, sampling)
     return how | success_fields(specs, endings)
 
 

@@ -21,6 +21,25 @@ def _stage(rows: Rows, name: str) -> list[dict[str, Any]]:
     return [row for row in rows if row["stage"] == name]
 
 
+def _judged_by(rows: Rows) -> str:
+    return "score" if "score" in rows[0] else "success"
+
+
+def _merit(row: dict[str, Any]) -> float:
+    """What the row is judged by, in percent."""
+    merit: float = 100 * row["score" if "score" in row else "success_rate"]
+    return merit
+
+
+def _interval(row: dict[str, Any]) -> tuple[float, float]:
+    """The 95% interval of `_merit`."""
+    if "score" in row:
+        low, high = row["score_interval"]
+    else:
+        low, high = wilson_interval(round(row["success_rate"] * row["episodes"]), row["episodes"])
+    return 100 * low, 100 * high
+
+
 def recommend(rows: Rows, miss_rate: float) -> str:
     """What all this means on this machine, in plain English.
 
@@ -39,12 +58,13 @@ def recommend(rows: Rows, miss_rate: float) -> str:
         else row["latency_quantile_s"]
         for count, row in times.items()
     }
-    tried = {row["num_steps"] for row in _stage(rows, "steps")}
+    tried_rows = _stage(rows, "steps")
+    tried = {row["num_steps"] for row in tried_rows}
     rising = ""
     if most == max(tried) > min(tried):  # the next smaller one is worse by more than chance
         rising = (
-            f" Success was still rising at {most}, the largest count tried; run again with larger "
-            "--num-steps."
+            f" {_judged_by(tried_rows).capitalize()} was still rising at {most}, the largest count "
+            "tried; run again with larger --num-steps."
         )
     budget_s = times[fewest]["budget_s"]
     budget = f"{budget_s * 1e3:g} ms with a miss rate of at most {miss_rate:g} on this machine"
@@ -84,7 +104,8 @@ def tables_of(rows: Rows) -> list[Table]:
 
 def _guidance_table(rows: Rows, chosen: dict[str, Any]) -> Table:
     steps = rows[0]["num_steps"]
-    table = Table(title=f"success by guidance scale, {steps} steps, the same episodes for all")
+    judged = _judged_by(rows)
+    table = Table(title=f"{judged} by guidance scale, {steps} steps, the same episodes for all")
     lists = list(dict.fromkeys(row["phrasings"] for row in rows))
     for name in ("w", *(f"{one} phrasings" for one in lists), "episodes each", ""):
         table.add_column(name, justify="right")
@@ -92,7 +113,7 @@ def _guidance_table(rows: Rows, chosen: dict[str, Any]) -> Table:
         mine = {row["phrasings"]: row for row in rows if row["guidance_scale"] == w}
         table.add_row(
             f"{w:g}",
-            *(f"{mine[one]['success_rate']:.1%}" for one in lists),
+            *(f"{_merit(mine[one]):.1f}%" for one in lists),
             str(mine[lists[0]]["episodes"]),
             "chosen" if w == chosen["guidance_scale"] else "",
         )
@@ -101,7 +122,7 @@ def _guidance_table(rows: Rows, chosen: dict[str, Any]) -> Table:
 
 def _steps_table(rows: Rows, chosen: dict[str, Any]) -> Table:
     how = f"w = {chosen['guidance_scale']:g}, {rows[0]['episodes']} episodes, the same for all"
-    table = Table(title=f"success in % by denoising steps, {how}")
+    table = Table(title=f"{_judged_by(rows)} in % by denoising steps, {how}")
     for name in ("sampler", "grid"):
         table.add_column(name, no_wrap=True)
     counts = sorted({row["num_steps"] for row in rows})
@@ -110,7 +131,7 @@ def _steps_table(rows: Rows, chosen: dict[str, Any]) -> Table:
     table.add_column("", no_wrap=True)
     for sampler, grid in dict.fromkeys((row["sampler"], row["grid"]) for row in rows):
         rates = {
-            row["num_steps"]: row["success_rate"]
+            row["num_steps"]: _merit(row)
             for row in rows
             if (row["sampler"], row["grid"]) == (sampler, grid)
         }
@@ -118,7 +139,7 @@ def _steps_table(rows: Rows, chosen: dict[str, Any]) -> Table:
         table.add_row(
             sampler,
             grid,
-            *(f"{100 * rates[count]:.1f}" for count in counts),
+            *(f"{rates[count]:.1f}" for count in counts),
             "chosen" if mine else "",
         )
     return table
@@ -151,7 +172,7 @@ def _latency_table(rows: Rows, chosen: dict[str, Any]) -> Table:
 
 
 def plot(rows: Rows, budget_s: float, miss_rate: float, path: Path) -> None:
-    """Success by w, success by steps for every sampler and grid, latency against the budget."""
+    """Score or success by w, by steps for every sampler and grid; latency against the budget."""
     figure = Figure(figsize=(14, 4.2), layout="constrained")
     panels = figure.subplots(1, 3)
     (chosen,) = _stage(rows, "chosen")
@@ -194,18 +215,13 @@ def plot(rows: Rows, budget_s: float, miss_rate: float, path: Path) -> None:
 
 
 def _draw_success(panel: Axes, rows: Rows, over: str, label: str, style: str) -> None:
-    """A line of success over one field."""
-    rates = [100 * row["success_rate"] for row in rows]
-    panel.plot([row[over] for row in rows], rates, style, label=label)
-    panel.set(ylabel="episodes, %")
+    """A line of score or success over one field."""
+    panel.plot([row[over] for row in rows], [_merit(row) for row in rows], style, label=label)
+    panel.set(ylabel="mean score, %" if _judged_by(rows) == "score" else "episodes, %")
 
 
 def _draw_interval(panel: Axes, rows: Rows, over: str) -> None:
     """The 95% interval of the line drawn last."""
-    intervals = [
-        wilson_interval(round(row["success_rate"] * row["episodes"]), row["episodes"])
-        for row in rows
-    ]
-    low, high = ([100 * interval[end] for interval in intervals] for end in (0, 1))
+    low, high = zip(*(_interval(row) for row in rows), strict=True)
     color = panel.get_lines()[-1].get_color()
     panel.fill_between([row[over] for row in rows], low, high, color=color, alpha=0.12)

@@ -145,6 +145,19 @@ def test_what_did_not_fit_is_not_drawn_as_what_a_period_buys(tmp_path, monkeypat
     assert drawn == [50]
 
 
+def test_where_there_are_scores_they_are_what_is_shown(tmp_path, monkeypatch):
+    rows = [attempt(10.0, 50, fits=True, missed=0) | {"score": 0.5, "score_interval": (0.4, 0.6)}]
+    samples = [({"backend": "onnx", "guidance_scale": 0.0, "rate_hz": None, "num_steps": 9}, [1.0])]
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    plot(rows, samples, 1e-4, tmp_path / "budget.png")
+    panel = figures[0].axes[2]
+    assert "score" in panel.get_title()
+    assert panel.containers[0].lines[0].get_ydata().tolist() == [50]
+    (column,) = [column for column in table_of(rows).columns if column.header == "score"]
+    assert list(column.cells) == ["50.0%"]
+
+
 def test_the_table_says_of_how_many_requests():
     rows = [attempt(10.0, 50, fits=True, missed=1), attempt(50.0, None, fits=None, missed=None)]
     (missed,) = [column for column in table_of(rows).columns if column.header == "missed"]

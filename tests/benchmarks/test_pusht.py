@@ -23,6 +23,7 @@ from client.sims.pusht.simulation import PushT, PushTStart
 from client.sims.pusht.spec import GOALS, PUSHT_SPEC, TASKS
 from client.sims.real_time import RealTimeRobot
 from models import checkpoint
+from models.networks.unet1d import Unet1dConfig
 from tests.policies import make_policy, save_checkpoint
 
 SCORES = {"score", "score_interval", "wrong_score", "wrong_score_interval"}
@@ -31,7 +32,8 @@ SCORES = {"score", "score_interval", "wrong_score", "wrong_score_interval"}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A checkpoint whose targets are all over the board."""
-    policy = make_policy(spec=PUSHT_SPEC)
+    network = replace(Unet1dConfig.for_spec(PUSHT_SPEC, 5), widths=(8, 16), groups=4)
+    policy = make_policy(spec=PUSHT_SPEC, network=network)
     policy.action_normalizer.fit_range(torch.tensor([[0.0, 0.0], [512.0, 512.0]]))
     folder = tmp_path_factory.mktemp("pusht")
     save_checkpoint(folder, policy)
@@ -65,7 +67,7 @@ def test_a_robot_without_a_bundled_policy_says_so(monkeypatch, tmp_path):
 
 def test_an_unknown_robot_is_refused_by_name():
     with pytest.raises(
-        ValueError, match="robot: expected one of desk, pusht, pusht_image, got 'dog'"
+        ValueError, match="robot: expected one of desk, desk_image, pusht, pusht_image, got 'dog'"
     ):
         SuccessConfig(robot="dog")
 
@@ -141,7 +143,7 @@ def test_steps(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(steps, "DDPM_STEPS", 3)
     steps.main(StepsConfig(checkpoint=folder, num_steps=(1,), episodes=1, out=tmp_path))
     robot = sweep.robot_rows(rows_of(tmp_path / "steps.json"))
-    assert {row["target"] for row in robot} == {"pusht"}
+    assert {(row["target"], row["network"]) for row in robot} == {("pusht", "unet1d")}
     assert all(set(row) >= SCORES | {"success_rate", "time_s"} for row in robot)
     assert "pusht score" in capsys.readouterr().err
     assert (tmp_path / "steps.png").stat().st_size > 10_000
@@ -158,7 +160,10 @@ def test_tune(folder, tmp_path, monkeypatch):
         tune.main(config)
     rows = rows_of(tmp_path / "tune.partial.json")
     assert [row["stage"] for row in rows] == ["guidance"] * 2 + ["steps"] * 2 + ["chosen"]
-    assert all(0 <= row["wrong_score"] <= 1 and 0 <= row["score"] <= 1 for row in rows[:-1])
+    for row in rows[:-1]:
+        for name in ("score", "wrong_score"):
+            low, high = row[f"{name}_interval"]
+            assert 0 <= low <= row[name] <= high <= 1
 
 
 def test_in_real_time_a_case_must_last_longer_than_an_episode(folder, tmp_path):

@@ -72,7 +72,7 @@ def test_the_lessons_own_table_stands_beside_ours(tmp_path, capsys, monkeypatch)
 
 
 def test_eta(tmp_path):
-    eta.main(EtaConfig(num_steps=(5,), desk_num_steps=(2,), episodes=1, out=tmp_path))
+    eta.main(EtaConfig(num_steps=(5,), robot_num_steps=(2,), episodes=1, out=tmp_path))
     rows = rows_of(tmp_path / "eta.json")
     assert {row["eta"] for row in rows} == {0.0, 0.5, 1.0}
     assert all(set(row) >= NAMED for row in rows)
@@ -83,7 +83,7 @@ def test_eta(tmp_path):
 
 def test_guidance(tmp_path):
     config = GuidanceConfig(
-        guidance_scale=(-1, 0, 3), num_steps=(10, 60), desk_num_steps=1, episodes=1, out=tmp_path
+        guidance_scale=(-1, 0, 3), num_steps=(10, 60), robot_num_steps=1, episodes=1, out=tmp_path
     )
     guidance.main(config)
     rows = rows_of(tmp_path / "guidance.json")

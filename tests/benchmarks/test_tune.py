@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from scipy.stats import binomtest, permutation_test
 
 from benchmarks import tune
@@ -24,7 +25,7 @@ from benchmarks.latency import Latencies
 from benchmarks.robot_policy import RobotPolicy
 from benchmarks.server_process import running_server
 from benchmarks.tune import TuneConfig
-from benchmarks.tune_report import recommend
+from benchmarks.tune_report import plot, recommend, tables_of
 from client import InvalidRequestError, PolicyClient
 from models import checkpoint
 from models.grids import make_timesteps
@@ -292,6 +293,31 @@ def test_the_recommendation_in_plain_english(latencies_s, expected):
     said = recommend(rows_of(latencies_s), miss_rate=1e-3)
     assert expected in said
     assert "rising" not in said
+
+
+def test_where_there_are_scores_they_are_what_is_shown(monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    how = {"sampler": "ddim", "grid": "trailing", "guidance_scale": 0.0}
+    seconds = ("latency_p50_s", "latency_quantile_s", "latency_max_s", "ping_p50_s")
+    latency = {"num_steps": 10, "samples": 3, "backend": "onnx", "ping_quantile_s": 0.1}
+    rows = [
+        {"stage": "chosen", **how, "min_steps": 10, "max_useful_steps": 10},
+        {"stage": "latency", **how, **latency, **dict.fromkeys(seconds, 0.1)},
+    ]
+    for scores, shown, word in (((), "25.0", "success"), ((0.5, 0.75, 0.75, 1.0), "75.0", "score")):
+        ends = ("asked", "timeout", "timeout", "timeout")
+        played = Cell(Sampling(10, "ddim", "trailing"), "known", 100, ends, scores, scores).row()
+        mine = [*rows, *({"stage": stage, **played} for stage in ("guidance", "steps"))]
+        by_w, by_steps, _ = tables_of(mine)
+        assert word in by_w.title
+        assert list(by_w.columns[1].cells) == [f"{shown}%"]
+        assert word in by_steps.title
+        assert list(by_steps.columns[2].cells) == [shown]
+        plot(mine, 0.08, 1e-3, tmp_path / "tune.png")
+        for panel in figures[-1].axes[:2]:
+            assert panel.lines[0].get_ydata().tolist() == [float(shown)]
+            assert ("score" in panel.get_ylabel()) == bool(scores)
 
 
 def test_counts_that_had_a_quick_look_only_are_taken_into_account():
