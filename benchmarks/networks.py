@@ -1,7 +1,10 @@
 """Which network? What each checkpoint costs on this machine, and what it achieves by steps.
 
 Costs are measured here, in process: no socket and no scheduler, for those cost the same with every
-network. What it achieves is what `python -m benchmarks tune` has written into its manifest.
+network. What it achieves is what `python -m benchmarks tune` has written into its manifest; of a
+checkpoint that is only compared, few ways of sampling are enough:
+
+    python -m benchmarks tune runs/mlp --sampler ddim --grid trailing --guidance-scale 0
 """
 
 from __future__ import annotations
@@ -17,13 +20,15 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from rich.table import Table
 from tqdm import tqdm
 
 from benchmarks import results
+from client.sims.simulation import robot_names
 from models import checkpoint
 from models.checkpoint import Manifest
-from models.describe import NetworkCost
+from models.describe import NetworkCost, camera_costs
 from models.instruction_encoder import INSTRUCTION_DIM
 from policy_server.backends.protocol import Backend, BackendSettings
 from policy_server.calibration import zero_observation
@@ -38,13 +43,14 @@ class NetworksConfig:
     """What `python -m benchmarks networks` takes.
 
     Attributes:
-        checkpoints: folders of policies; the bundled ones of the simulated robots if none is given.
+        checkpoints: folders of policies, also of several for one robot; the bundled ones of the
+            simulated robots if none is given.
         num_steps: of the request that is timed.
         requests: that share a call in the second of the two columns.
         num_threads: of a network call.
         repeats: of every case, all cases taking turns.
         seed: of the order of the turns.
-        out: folder of networks.json and networks.png.
+        out: folder of networks.json, networks.png and networks.md, the table for a page.
     """
 
     checkpoints: tuple[Path, ...] = ()
@@ -62,7 +68,7 @@ class NetworksConfig:
                 msg = f"{name}: expected at least 1, got {getattr(self, name)}"
                 raise ValueError(msg)
         if not self.checkpoints:
-            folders = [checkpoint.PRETRAINED / robot for robot in ("desk", "pusht")]
+            folders = [checkpoint.PRETRAINED / robot for robot in robot_names()]
             found = tuple(f for f in folders if (f / checkpoint.MANIFEST).is_file())
             object.__setattr__(self, "checkpoints", found)
 
@@ -84,17 +90,18 @@ class _Case:
         self.backend.step(self.requests, network_rows)
         return time.perf_counter() - begun_s
 
-    def request(self, observation: Mapping[str, Any], num_steps: int) -> float:
-        """Seconds from an observation to actions, alone."""
+    def request(self, observation: Mapping[str, Any], num_steps: int) -> tuple[float, float]:
+        """Seconds from an observation to its encoding, and to actions, alone."""
         instruction = np.zeros(INSTRUCTION_DIM, np.float32)
         w = np.full(1, self.guidance_scale, np.float32)
         begun_s = time.perf_counter()
         self.backend.encode([0], [observation], [instruction])
+        encoded_s = time.perf_counter()
         network_rows = self.backend.buffers.lay_out(w, np.arange(1))
         for _ in range(num_steps):
             self.backend.step(1, network_rows)
         self.backend.to_actions(self.backend.buffers.x_prev[:1])
-        return time.perf_counter() - begun_s
+        return encoded_s - begun_s, time.perf_counter() - begun_s
 
 
 def measure(config: NetworksConfig) -> list[dict[str, Any]]:
@@ -110,7 +117,9 @@ def measure(config: NetworksConfig) -> list[dict[str, Any]]:
                 _Case(folder, backend, n, w) for n in (1, config.requests) for w in (0.0, 1.0)
             ]
     seconds: dict[_Case, list[float]] = {case: [] for case in cases}
-    requests: dict[_Case, list[float]] = {case: [] for case in cases if case.requests == 1}
+    requests: dict[_Case, list[tuple[float, float]]] = {
+        case: [] for case in cases if case.requests == 1
+    }
     order = random.Random(config.seed)
     for _ in tqdm(range(config.repeats), desc="timing", unit="round"):
         for case in order.sample(cases, len(cases)):
@@ -129,15 +138,20 @@ def _row(
     manifest: Manifest,
     config: NetworksConfig,
     seconds: Mapping[_Case, Sequence[float]],
-    request_s: Sequence[float],
+    request_s: Sequence[tuple[float, float]],
 ) -> dict[str, Any]:
     together = _Case(case.folder, case.backend, config.requests, case.guidance_scale)
     defaults = manifest.defaults
+    encode_p50_s, request_p50_s = (median(each) for each in zip(*request_s, strict=True))
+    cameras = camera_costs(manifest.spec, manifest.vision).values()
     return {
+        "checkpoint": case.folder,
         "model_id": manifest.model_id,
         "task": manifest.spec.task,
         "network": manifest.network.kind,
         **asdict(NetworkCost.of(manifest.network)),
+        "camera_parameters": sum(parameters for parameters, _ in cameras),
+        "camera_operations": manifest.spec.obs_steps * sum(count for _, count in cameras),
         "backend": case.backend.name,
         "threads": config.num_threads,
         "guided": case.guidance_scale != 0,
@@ -145,7 +159,8 @@ def _row(
         "requests_together": config.requests,
         "step_together_p50_s": median(seconds[together]) / config.requests,
         "num_steps": config.num_steps,
-        "request_p50_s": median(request_s),
+        "encode_p50_s": encode_p50_s,
+        "request_p50_s": request_p50_s,
         "min_steps": manifest.min_steps,
         "max_useful_steps": manifest.max_useful_steps,
         "by_steps": [
@@ -165,13 +180,13 @@ def achieved(by_step: Mapping[str, Any]) -> float:
 def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
     """For people: milliseconds, millions."""
     first = rows[0]
-    table = Table(title="networks: what a guided request costs here, and what it achieves")
+    table = Table(title="what a guided request costs here (times in ms), and what it achieves")
     for name in ("task, network", "backend"):
         table.add_column(name, no_wrap=True)
-    together = f"of {first['requests_together']} together"
+    together = f"of {first['requests_together']}"
     request = f"{first['num_steps']} steps"
-    for name in ("params M", "MFLOP/row", "step ms", together, request, "steps: achieved"):
-        table.add_column(name, justify="right")
+    for name in ("params M", "MFLOP/row", "encode", "step", together, request, "steps: achieved"):
+        table.add_column(name, justify="right", no_wrap=name.startswith("steps"))
     for row in rows:
         if row["guided"]:
             table.add_row(
@@ -179,24 +194,57 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
                 row["backend"],
                 f"{row['parameters'] / 1e6:.1f}",
                 f"{row['step_operations'] / 1e6:.1f}",
-                f"{row['step_p50_s'] * 1e3:.2f}",
-                f"{row['step_together_p50_s'] * 1e3:.2f}",
-                f"{row['request_p50_s'] * 1e3:.1f}",
-                " ".join(
-                    f"{by['num_steps']}: {achieved(by):.2f}"
-                    for by in row["by_steps"]
-                    if by["num_steps"] in _SHOWN_STEPS
-                )
-                or "–",
+                *_milliseconds(row),
+                " ".join(f"{count}: {found}" for count, found in _by_steps(row).items()) or "–",
             )
     return table
 
 
+def _milliseconds(row: Mapping[str, Any]) -> list[str]:
+    """Encoding, a step alone, its share of a call of many, a request."""
+    seconds = [row[f"{name}_p50_s"] for name in ("encode", "step", "step_together")]
+    return [f"{each * 1e3:.2f}" for each in seconds] + [f"{row['request_p50_s'] * 1e3:.1f}"]
+
+
+def _by_steps(row: Mapping[str, Any]) -> dict[int, str]:
+    """What some step counts achieve, where it is known."""
+    found = {by["num_steps"]: f"{achieved(by):.2f}" for by in row["by_steps"]}
+    return {count: found[count] for count in _SHOWN_STEPS if count in found}
+
+
+def markdown_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table as pages have it: a line a checkpoint, backends beside each other."""
+    first = rows[0]
+    times = ("encode", "step", f"of {first['requests_together']}", f"{first['num_steps']} steps")
+    header = ["task", "network", "parameters", "MFLOP a row", "MFLOP of cameras"]
+    header += [f"{name}: {time} (ms)" for name in BACKENDS for time in times]
+    header += [f"{count} steps" if count > 1 else "1 step" for count in _SHOWN_STEPS]
+    lines = [header, ["---", "---", *["---:"] * (len(header) - 2)]]
+    guided = {(row["checkpoint"], row["backend"]): row for row in rows if row["guided"]}
+    for folder in dict.fromkeys(row["checkpoint"] for row in rows):
+        row, *_ = by_backend = [guided[folder, name] for name in BACKENDS]
+        parameters = row["parameters"] + row["camera_parameters"]
+        cameras, by_steps = row["camera_operations"], _by_steps(row)
+        lines.append(
+            [
+                row["task"],
+                row["network"],
+                f"{parameters / 1e6:.1f} M",
+                f"{row['step_operations'] / 1e6:.1f}",
+                f"{cameras / 1e6:.1f}" if cameras else "–",
+                *(shown for each in by_backend for shown in _milliseconds(each)),
+                *(by_steps.get(count, "–") for count in _SHOWN_STEPS),
+            ]
+        )
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """What a step takes, and what so many milliseconds of steps achieve."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    cost, gain = figure.subplots(1, 2)
     guided = [row for row in rows if row["guided"]]
+    wide = 1.0 + 0.9 * len(guided)
+    figure = Figure(figsize=(wide + 6.0, 4.2), layout="constrained")
+    cost, gain = figure.subplots(1, 2, width_ratios=(wide, 6.0))
     names = [f"{row['task']}\n{row['network']}\n{row['backend']}" for row in guided]
     places = np.arange(len(guided))
     cost.bar(places - 0.2, [row["step_p50_s"] * 1e3 for row in guided], 0.4, label="alone")
@@ -212,6 +260,8 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     gain.set(
         xscale="log", xlabel="ms of denoising (onnx)", ylabel="score or success", ylim=(0, 1.05)
     )
+    gain.xaxis.set_major_formatter("{x:g}")
+    gain.xaxis.set_minor_formatter(NullFormatter())
     gain.set_title("what it achieves, by steps")
     if tuned:
         gain.legend()
@@ -231,6 +281,7 @@ def main(config: NetworksConfig) -> None:
     rows = measure(config)
     path = results.write_results(config.out, "networks", asdict(config), rows)
     plot(rows, path.with_suffix(".png"))
+    path.with_suffix(".md").write_text(markdown_of(rows), "utf-8")
     console = results.console()
     console.print(table_of(rows))
-    console.print(f"wrote networks.json and networks.png to {config.out}")
+    console.print(f"wrote networks.json, networks.png and networks.md to {config.out}")

@@ -98,19 +98,29 @@ def cost_table(title: str, configs: Iterable[NetworkConfig]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def camera_table(spec: PolicySpec, vision: VisionConfig) -> str:
-    """Lines for people: what it costs to look at a frame of each camera, once a request."""
-    lines = ["cameras, each step of the observation, once a request:"]
+def camera_costs(spec: PolicySpec, vision: VisionConfig | None) -> dict[str, tuple[int, int]]:
+    """By camera: parameters of its encoder, and operations of looking at one frame."""
+    costs = {}
     for name, encoder in camera_encoders(spec, vision).items():
         frame = torch.empty(1, 1, *spec.observation[name].shape[1:], dtype=torch.uint8)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             encoder(frame)
-        rows, columns = vision.crop
         parameters = sum(parameter.numel() for parameter in encoder.parameters())
+        costs[name] = (parameters, counter.get_total_flops())
+    return costs
+
+
+def camera_table(spec: PolicySpec, vision: VisionConfig) -> str:
+    """Lines for people: what it costs to look at a frame of each camera, once a request."""
+    lines = ["cameras, each step of the observation, once a request:"]
+    patches = f" and {vision.num_patches} patches of as many" if vision.patch else ""
+    for name, (parameters, operations) in camera_costs(spec, vision).items():
+        cut, whole = (
+            " × ".join(map(str, size)) for size in (vision.crop, spec.observation[name].shape[1:3])
+        )
         lines.append(
-            f"  {name}: {rows} × {columns} of {frame.shape[2]} × {frame.shape[3]} pixels → "
-            f"{vision.features} numbers: {parameters:,} parameters, "
-            f"{counter.get_total_flops() / 1e6:.2f} MFLOP"
+            f"  {name}: {cut} of {whole} pixels → {vision.features} numbers{patches}: "
+            f"{parameters:,} parameters, {operations / 1e6:.2f} MFLOP"
         )
     return "\n".join(lines) + "\n"
 

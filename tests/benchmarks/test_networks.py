@@ -4,11 +4,13 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.networks import NetworksConfig, achieved, main
 from models import checkpoint
 from models.networks.unet1d import Unet1dConfig
-from tests.policies import make_policy, save_checkpoint
+from tests.policies import CAMERA_SPEC, TINY_VISION, make_policy, save_checkpoint
 
 
 def test_costs_are_measured_and_gains_are_the_manifest_s(tmp_path):
@@ -32,7 +34,43 @@ def test_costs_are_measured_and_gains_are_the_manifest_s(tmp_path):
         assert row["model_id"] == manifest.model_id
         assert row["max_useful_steps"] == manifest.max_useful_steps
         assert 0 < row["step_p50_s"] < row["request_p50_s"] < 10 * 11 * row["step_p50_s"]
+        assert 0 < row["encode_p50_s"] < row["request_p50_s"]
         assert 0 < row["step_together_p50_s"] < 4 * row["step_p50_s"]
+
+
+def test_the_page_has_a_line_for_each_policy_with_what_is_known_of_it(tmp_path):
+    """Two of one robot, one that sees; the one that was tuned says what its steps achieve."""
+    by_steps = [
+        {**how, "num_steps": count, "nfe": count, "success_rate": 0.0, "score": count / 100}
+        for how in (
+            {"sampler": "ddim", "grid": "trailing", "guidance_scale": 0.0},
+            {"sampler": "ddim", "grid": "trailing", "guidance_scale": 9.0},
+        )
+        for count in (2, 3, 10)
+    ]
+    folders = [tmp_path / name for name in ("tuned", "seeing")]
+    save_checkpoint(folders[0], make_policy(), model_id="tuned", success_by_steps=tuple(by_steps))
+    seeing = make_policy(spec=CAMERA_SPEC, vision=TINY_VISION)
+    save_checkpoint(folders[1], seeing, model_id="seeing")
+    main(NetworksConfig(checkpoints=tuple(folders), repeats=1, requests=2, out=tmp_path))
+    page = (tmp_path / "networks.md").read_text()
+    header, _, tuned, seen = ([c.strip() for c in x.split("|")[1:-1]] for x in page.splitlines())
+    assert len(header) == len(tuned) == len(seen)
+    cells = dict(zip(header, tuned, strict=True))
+    assert [cells[n] for n in ("1 step", "2 steps", "5 steps", "10 steps")] == [
+        "–",
+        "0.02",
+        "–",
+        "0.10",
+    ]
+    assert cells["MFLOP of cameras"] == "–"
+    rows = json.loads((tmp_path / "networks.json").read_text())["rows"]
+    (first, *_) = (row for row in rows if row["model_id"] == "seeing")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        for name, encoder in seeing.camera_encoders.items():
+            encoder(torch.zeros(1, *CAMERA_SPEC.observation[name].shape, dtype=torch.uint8))
+    assert first["camera_operations"] == counter.get_total_flops() > 0
+    assert first["camera_parameters"] == sum(p.numel() for p in seeing.camera_encoders.parameters())
 
 
 @pytest.mark.parametrize(

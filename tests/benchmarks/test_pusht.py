@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageSequence
 
-from benchmarks import deadlines, points, steps, success, sweep, tune
+from benchmarks import deadlines, film, points, steps, success, sweep, tune
 from benchmarks.deadlines import DeadlinesConfig, Played
 from benchmarks.episodes import Conditions, Ending, EpisodeSpec, make_specs, play
 from benchmarks.policy_choice import PolicyChoice
@@ -20,10 +21,11 @@ from benchmarks.tune import TuneConfig
 from client.loop_stats import LoopStats
 from client.sims.pusht.robot import ROBOT
 from client.sims.pusht.simulation import PushT, PushTStart
-from client.sims.pusht.spec import GOALS, PUSHT_SPEC, TASKS
+from client.sims.pusht.spec import GOALS, PUSHT_IMAGE_SPEC, PUSHT_SPEC, TASKS
 from client.sims.real_time import RealTimeRobot
 from models import checkpoint
 from models.networks.unet1d import Unet1dConfig
+from models.vision import VisionConfig
 from tests.policies import make_policy, save_checkpoint
 
 SCORES = {"score", "score_interval", "wrong_score", "wrong_score_interval"}
@@ -164,6 +166,24 @@ def test_tune(folder, tmp_path, monkeypatch):
         for name in ("score", "wrong_score"):
             low, high = row[f"{name}_interval"]
             assert 0 <= low <= row[name] <= high <= 1
+
+
+def test_film(folder, tmp_path):
+    """Both instructions from the same start, which is on the first picture of each."""
+    out = tmp_path / "film.gif"
+    film.main(film.FilmConfig(checkpoint=folder, num_steps=1, out=out))
+    with Image.open(out) as gif:
+        shown = [np.array(f.convert("RGB"), int)[:200] for f in ImageSequence.Iterator(gif)]
+    count = len(shown)
+    assert count == 2 * (1 + 300 // 2 + 9)  # to the end, and nine more
+    assert np.abs(shown[0] - shown[count // 2]).max() < 30  # each picture has its own palette
+    assert np.abs(shown[0] - shown[count // 2 - 1]).max() > 100
+
+
+def test_a_robot_that_nobody_films_is_refused(tmp_path):
+    save_checkpoint(tmp_path, make_policy(spec=PUSHT_IMAGE_SPEC, vision=VisionConfig()))
+    with pytest.raises(ValueError, match="robot: expected desk or pusht, got 'pusht_image'"):
+        film.main(film.FilmConfig(checkpoint=tmp_path, out=tmp_path / "film.gif"))
 
 
 def test_in_real_time_a_case_must_last_longer_than_an_episode(folder, tmp_path):

@@ -1,38 +1,15 @@
-"""Pictures of the desk: what a policy sees, films and captions, the error where nothing draws."""
+"""Pictures of the desk: what a policy sees, and the error where nothing draws."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image, ImageSequence
 
 from client.sims.desk import render
 from client.sims.desk.render import OVER_SHOULDER, Camera, NoDisplayError
 from client.sims.desk.simulation import Desk, DeskStart
 from client.sims.desk.spec import FIXTURES, Fixture
-from client.sims.film import caption, save_pictures
-
-FRAMES = [np.full((60, 80, 3), shade, dtype=np.uint8) for shade in (0, 100, 200)]
-
-
-def test_a_gif_plays_all_pictures_in_real_time_and_a_png_is_the_last(tmp_path: Path) -> None:
-    save_pictures(tmp_path / "a.gif", FRAMES, 0.05)
-    with Image.open(tmp_path / "a.gif") as gif:
-        assert [frame.info["duration"] for frame in ImageSequence.Iterator(gif)] == [50] * 3
-    save_pictures(tmp_path / "a.png", FRAMES, 0.05)
-    with Image.open(tmp_path / "a.png") as png:
-        np.testing.assert_array_equal(np.asarray(png), FRAMES[-1])
-    with pytest.raises(ValueError, match=r"\.gif"):
-        save_pictures(tmp_path / "a.mp4", FRAMES, 0.05)
-
-
-def test_a_caption_changes_the_lower_edge_only() -> None:
-    changed = (caption(FRAMES[1], "open it") != FRAMES[1]).any(axis=(1, 2))
-    assert changed[25:].any()
-    assert not changed[:25].any()
 
 
 @pytest.fixture(scope="module")
