@@ -19,6 +19,7 @@ from benchmarks.steps import StepsConfig
 from benchmarks.success import SuccessConfig
 from benchmarks.tune import TuneConfig
 from client.loop_stats import LoopStats
+from client.sims.pusht import simulation
 from client.sims.pusht.robot import ROBOT
 from client.sims.pusht.simulation import PushT, PushTStart
 from client.sims.pusht.spec import GOALS, PUSHT_IMAGE_SPEC, PUSHT_SPEC, TASKS
@@ -168,14 +169,15 @@ def test_tune(folder, tmp_path, monkeypatch):
             assert 0 <= low <= row[name] <= high <= 1
 
 
-def test_film(folder, tmp_path):
+def test_film(folder, tmp_path, monkeypatch):
     """Both instructions from the same start, which is on the first picture of each."""
+    monkeypatch.setattr(simulation, "TIMEOUT_TICKS", 40)
     out = tmp_path / "film.gif"
     film.main(film.FilmConfig(checkpoint=folder, num_steps=1, out=out))
     with Image.open(out) as gif:
         shown = [np.array(f.convert("RGB"), int)[:200] for f in ImageSequence.Iterator(gif)]
     count = len(shown)
-    assert count == 2 * (1 + 300 // 2 + 9)  # to the end, and nine more
+    assert count == 2 * (1 + 40 // 2 + 9)  # to the end, and nine more
     assert np.abs(shown[0] - shown[count // 2]).max() < 30  # each picture has its own palette
     assert np.abs(shown[0] - shown[count // 2 - 1]).max() > 100
 
