@@ -14,7 +14,7 @@ help:
 	@echo "make test-install  the client alone, on every Python from 3.10 to 3.13 that is found here"
 	@echo "make camera        what draws the desk's pictures without a display (libEGL); tests skip without it"
 	@echo "make desk          record demonstrations, train, measure and bundle the desk policy (50 min)"
-	@echo "make desk-image    record pictures of the desk and train a policy that sees them (hours; not bundled)"
+	@echo "make desk-image    record pictures of the desk and train a policy that sees them (1 h; not bundled)"
 	@echo "make pusht DEMOS=FOLDER   train, measure and bundle the Push-T policy from replay buffers (75 min)"
 	@echo "make lesson        the exercises of docs/diffusion.md, into results/ (1 h)"
 	@echo "make clean         remove the environment and everything that was made here"

@@ -78,7 +78,7 @@ class Camera:
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene: Any = mujoco.MjvScene(model, 1000)
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-            self._scene.flags[flag] = 0  # they take eight times as long as the rest
+            self._scene.flags[flag] = 0  # without a graphics card they take most of the time
         self._option: Any = mujoco.MjvOption()
         self._view: Any = mujoco.MjvCamera()
         for name, value in vars(view).items():
