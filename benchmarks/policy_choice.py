@@ -20,7 +20,7 @@ class PolicyChoice:
 
     Attributes:
         checkpoint: folder of the policy; the bundled one if not given.
-        robot: desk or pusht; the robot of the checkpoint if not given.
+        robot: one that is simulated here; the robot of the checkpoint if not given.
     """
 
     checkpoint: Path | None = None

@@ -14,7 +14,7 @@ from models.export import export_encoder
 from models.instruction_encoder import INSTRUCTION_DIM
 from models.networks.config import observation_dim
 from models.networks.film_mlp import FilmMlpConfig
-from models.networks.kinds import KINDS
+from models.networks.kinds import KINDS, config_to_json
 from models.networks.transformer import TransformerConfig
 from models.vision import CameraEncoder, VisionConfig, random_crops
 from tests.policies import CAMERA_SPEC, TINY_SPEC, TINY_VISION, make_policy, save_checkpoint
@@ -206,6 +206,15 @@ def test_a_checkpoint_keeps_it(tmp_path):
     seen = observation(3)
     with torch.inference_mode():
         assert torch.equal(loaded.flatten_observation(seen), policy.flatten_observation(seen))
+
+
+def test_what_there_is_none_of_is_not_mentioned_as_in_manifests_from_before_there_was_any(tmp_path):
+    save_checkpoint(tmp_path, camera_policy())
+    assert "patch" not in json.loads((tmp_path / checkpoint.MANIFEST).read_text())["vision"]
+    assert "num_patches" not in config_to_json(TransformerConfig.for_spec(TINY_SPEC, 5))
+    shown = replace(TINY_VISION, patch=2)
+    save_checkpoint(tmp_path, make_policy(spec=CAMERA_SPEC, vision=shown))
+    assert checkpoint.load(tmp_path)[0].vision == shown
 
 
 def test_a_manifest_without_cameras_does_not_mention_it(tmp_path):

@@ -49,7 +49,7 @@ FILM_TICKS = 4
 """Control ticks between two pictures of a film: 20 pictures a second of simulated time."""
 FILM_AFTER_FRAMES = 10
 OVER_SHOULDER = View((0.0, 0.62, 0.10), 1.45, 138.0, -36.0)
-"""The robot's right one; for people."""
+"""Over the robot's right shoulder; for people."""
 FACING = View((0.05, 0.66, 0.08), 1.5, 270.0, -55.0)
 """From across the table: nothing that a task is about is behind the arm, or outside the picture."""
 
@@ -65,14 +65,10 @@ class Camera:
     """
 
     def __init__(self, view: View, *, width: int, height: int) -> None:
-        context = _drawing_context()
+        self._gl: Any = _drawing_context(width, height)
         model = build_model()
         model.vis.global_.offwidth = width
         model.vis.global_.offheight = height
-        try:
-            self._gl: Any = context(width, height)
-        except (ImportError, RuntimeError) as error:  # the library is there, a driver is not
-            raise NoDisplayError(_remedy(str(error))) from error
         self._gl.make_current()
         self._context: Any = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
@@ -131,24 +127,23 @@ def policy_camera() -> Camera:
     return camera
 
 
-def _drawing_context() -> Any:  # noqa: ANN401 - of MuJoCo, which has no types
-    """The class of a drawing context: what MUJOCO_GL says, or what is there.
+def _drawing_context(width: int, height: int) -> Any:  # noqa: ANN401 - MuJoCo has no types
+    """A drawing context of MuJoCo: of what MUJOCO_GL says, or of what is there.
 
     MuJoCo reads MUJOCO_GL when it is imported, and then cannot be imported without that library;
     the desk itself shall not need one. So what nobody has chosen is chosen here, when it is needed.
     """
-    if sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("MUJOCO_GL"):
-        from mujoco.gl_context import GLContext  # noqa: PLC0415 - absent where MUJOCO_GL=disable
-
-        return GLContext
-    for name, library in _LIBRARIES.items():
-        if find_library(library):
-            return import_module(f"mujoco.{name}").GLContext
-    raise NoDisplayError(_remedy("neither libEGL nor libOSMesa is installed"))
-
-
-def _remedy(why: str) -> str:
-    return (
-        f"no display, and nothing that draws without one: {why}; on Debian: "
-        "apt-get install libegl1 libgl1-mesa-dri (or libosmesa6, and MUJOCO_GL=osmesa)"
-    )
+    chosen = sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("MUJOCO_GL")
+    found = [name for name, library in _LIBRARIES.items() if chosen or find_library(library)]
+    try:
+        if not found:
+            raise ImportError("neither libEGL nor libOSMesa is installed")
+        return import_module("mujoco.gl_context" if chosen else f"mujoco.{found[0]}").GLContext(
+            width, height
+        )
+    except (AttributeError, ImportError, RuntimeError) as error:  # a library, but not all it needs
+        msg = (
+            f"nothing to draw with: no display, or none that works, and without one {error!r}; on "
+            "Debian: apt-get install libegl1 libgl1-mesa-dri (or libosmesa6, and MUJOCO_GL=osmesa)"
+        )
+        raise NoDisplayError(msg) from error

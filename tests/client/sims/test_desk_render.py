@@ -82,12 +82,22 @@ def test_taking_a_picture_changes_nothing_and_one_camera_sees_every_desk(desk: D
     np.testing.assert_array_equal(shown(desk), first)
 
 
+class NoDriver:
+    """What `mujoco.egl` is on a machine with the library and nothing behind it."""
+
+    @staticmethod
+    def GLContext(width: int, height: int) -> None:  # noqa: N802 - MuJoCo's name
+        raise ImportError("Cannot initialize a EGL device display.")
+
+
+@pytest.mark.parametrize("library", [None, "libEGL.so.1"])
 def test_without_anything_to_draw_with_the_error_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, library: str | None
 ) -> None:
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("MUJOCO_GL", raising=False)
-    monkeypatch.setattr(render, "find_library", lambda _: None)
+    monkeypatch.setattr(render, "find_library", lambda _: library)
+    monkeypatch.setattr(render, "import_module", lambda _: NoDriver)
     with pytest.raises(NoDisplayError, match="apt-get install libegl1"):
         Camera(OVER_SHOULDER, width=20, height=20)
