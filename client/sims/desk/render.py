@@ -143,7 +143,7 @@ def _drawing_context(width: int, height: int) -> Any:  # noqa: ANN401 - MuJoCo h
         )
     except (AttributeError, ImportError, RuntimeError) as error:  # a library, but not all it needs
         msg = (
-            f"nothing to draw with: no display, or none that works, and without one {error!r}; on "
-            "Debian: apt-get install libegl1 libgl1-mesa-dri (or libosmesa6, and MUJOCO_GL=osmesa)"
+            f"nothing to draw with, neither a display nor what needs none ({error}); on Debian: "
+            "apt-get install libegl1 libgl1-mesa-dri (or libosmesa6, and MUJOCO_GL=osmesa)"
         )
         raise NoDisplayError(msg) from error
