@@ -192,9 +192,9 @@ class Engine:
     # ── one call ─────────────────────────────────────────────────────────────────────────────────
 
     def advance(self) -> list[Outcome]:
-        """Make one network call and return what came to an end.
+        """Make network calls for whoever is most urgent, and return what came to an end.
 
-        For a request that is alone several calls, within `max_call_s`.
+        It is one call; where everybody inside takes part several, within `max_call_s`.
         """
         now_s, price = self._clock(), self._price()
         outcomes = self._refuse_expired(now_s, price)
@@ -203,19 +203,11 @@ class Engine:
         chosen = self._choose(now_s, price)
         self._in_call = chosen.tolist()
         self._begin(chosen, now_s)
-        self._step(chosen)
-        if len(self._slot_of) == 1:
-            self._go_on(chosen, now_s + self._limits.max_call_s, price)
+        self._step(chosen, now_s + self._limits.max_call_s)
         outcomes += self._finish(chosen)
         self._suspects.difference_update(self._in_call)
         self._in_call = []
         return outcomes
-
-    def _go_on(self, chosen: Slots, until_s: float, price: CallPrice) -> None:
-        """More steps of a request that is alone, as many as keep no newcomer waiting for long."""
-        step_s = float(price.step_s(self._rows.network_rows[chosen])[0])
-        while self._rows.steps_left[chosen[0]] and self._clock() + step_s <= until_s:
-            self._step(chosen)
 
     def _refuse_expired(self, now_s: float, price: CallPrice) -> list[Outcome]:
         """Refuse what has not begun and could not be in time any more if it began now."""
@@ -346,19 +338,36 @@ class Engine:
             self._admission.begun(request.key)
         self._cost.encode.observe((encoded_s - now_s) / len(slots))
 
-    def _step(self, chosen: Slots) -> None:
-        """One denoising step of each, in one network call."""
+    def _step(self, chosen: Slots, until_s: float) -> None:
+        """One denoising step of each, in one network call.
+
+        When nobody else is inside, more of them while the next one ends before `until_s`: nobody
+        who arrives meanwhile waits for longer.
+        """
         rows, buffers = self._rows, self._backend.buffers
         if self._suspects:  # one that failed after its last step has none to repeat
             chosen = chosen[rows.steps_left[chosen] > 0]
             if not len(chosen):
                 return
         network_rows = rows.load(chosen, buffers)
-        begun_s = self._clock()
-        self._backend.step(len(chosen), network_rows)
-        ended_s = self._clock()
-        self._calls += 1
-        rows.store(chosen, buffers, self._calls)
+        step_s = self._cost.per_call_s + self._cost.per_row_s * network_rows
+        most = int(rows.steps_left[chosen].min()) if len(chosen) == len(self._slot_of) else 1
+        done = 0
+        while True:
+            rows.load_step(chosen, done, buffers)
+            begun_s = self._clock()
+            self._backend.step(len(chosen), network_rows)
+            ended_s = self._clock()
+            self._account(network_rows, begun_s, ended_s)
+            done += 1
+            if done == most or ended_s + step_s > until_s:
+                break
+            buffers.go_on(len(chosen))
+        self._calls += done
+        rows.store(chosen, buffers, done, self._calls)
+
+    def _account(self, network_rows: int, begun_s: float, ended_s: float) -> None:
+        """Learn from a call what calls cost."""
         # from the end of the call before: what lies between two calls is part of their price, but
         # what comes before the first one after idleness is not what comes before each
         since_s = begun_s if self._call_ended_s is None else self._call_ended_s

@@ -131,27 +131,31 @@ class InFlight:
         return tuple(self._timesteps[slot, : self.executed[slot]].tolist())
 
     def load(self, slots: Slots, buffers: StepBuffers) -> int:
-        """Fill the inputs of a call with the next step of each; return its network rows."""
+        """Fill what all steps of a call have in common; return its network rows."""
         count = len(slots)
-        executed = self.executed[slots]
-        timesteps, coefficients = buffers.timesteps[:count], buffers.coefficients[:count]
-        timesteps[:] = self._timesteps[slots, executed]
-        coefficients[:] = self._coefficients[slots, executed]
         self.x_t.take(slots, 0, out=buffers.x_t[:count], mode="clip")
         self._x0_prev.take(slots, 0, out=buffers.x0_prev[:count], mode="clip")
+        return buffers.lay_out(self._guidance_scale[slots], slots)
+
+    def load_step(self, slots: Slots, done: int, buffers: StepBuffers) -> None:
+        """Fill what the step after the `done` first ones of this call has for itself."""
+        count = len(slots)
+        step = self.executed[slots] + done
+        timesteps, coefficients = buffers.timesteps[:count], buffers.coefficients[:count]
+        timesteps[:] = self._timesteps[slots, step]
+        coefficients[:] = self._coefficients[slots, step]
         for row in self._random[slots].nonzero()[0].tolist():
             request = self.request[slots[row]]
             if request is not None and coefficients[row, 3] != 0:
                 shape = buffers.noise[row].shape
                 buffers.noise[row] = draw_noise(request.seed, int(timesteps[row]), shape)
-        return buffers.lay_out(self._guidance_scale[slots], slots)
 
-    def store(self, slots: Slots, buffers: StepBuffers, call: int) -> None:
-        """Take over what call number `call` brought."""
+    def store(self, slots: Slots, buffers: StepBuffers, done: int, call: int) -> None:
+        """Take over what `done` steps brought, the last of them network call number `call`."""
         count = len(slots)
         self.x_t[slots] = buffers.x_prev[:count]
         self._x0_prev[slots] = buffers.x0[:count]
-        self.executed[slots] += 1
-        self.steps_left[slots] -= 1
+        self.executed[slots] += done
+        self.steps_left[slots] -= done
         self.last_call[slots] = call
-        self.shared[slots] += count
+        self.shared[slots] += count * done

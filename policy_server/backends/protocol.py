@@ -43,6 +43,11 @@ class StepBuffers:
         self.guidance_scale[: len(slots)] = guidance_scale
         return self.rows.fill(guidance_scale, slots)
 
+    def go_on(self, requests: int) -> None:
+        """Make what a call has brought the input of the next one, of the same requests."""
+        self.x_t[:requests] = self.x_prev[:requests]
+        self.x0_prev[:requests] = self.x0[:requests]
+
     def inputs(self, requests: int, network_rows: int) -> dict[str, npt.NDArray[Any]]:
         """Views of the input arrays by the name they have in `GuidedStep.forward`, in its order."""
         return {

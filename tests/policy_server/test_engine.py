@@ -426,17 +426,31 @@ def test_timing_adds_up():
     assert answer.denoise_s == pytest.approx(0.010)
 
 
-def test_one_who_is_alone_takes_several_steps_at_a_time_but_no_longer_than_a_call_may_take():
-    world = World(max_call_s=0.004)
-    world.engine.submit(world.request(num_steps=10))
-    durations = []
+@pytest.mark.parametrize("requests", [1, 3])
+def test_when_all_take_part_several_steps_are_made_but_no_longer_than_a_call_may_take(requests):
+    world = World(max_call_s=0.004, fixed_s=0.001, call_s=1e-5, encode_s=1e-4)
+    for steps in (10, 12, 14)[:requests]:
+        world.engine.submit(world.request(session=f"robot {steps}", num_steps=steps))
+    durations, outcomes = [], []
     while world.engine.busy:
         begun_s = world.clock()
-        world.engine.advance()
+        outcomes += world.engine.advance()
         durations.append(world.clock() - begun_s)
     assert 0.003 < max(durations) < 0.0041
-    assert len(durations) <= 4
-    assert len(world.backend.calls) == 10
+    assert [len(answer.timesteps) for answer in outcomes] == [10, 12, 14][:requests]
+    assert len(world.backend.calls) == len(outcomes[-1].timesteps)  # all in every call
+    assert len(durations) < len(world.backend.calls) / 2
+    for answer in outcomes:
+        check_trajectory(world, answer)
+
+
+def test_when_somebody_waits_for_the_next_call_it_comes_after_one_step():
+    world = World(max_call_s=0.004)  # a call of two rows
+    for robot in range(3):
+        world.engine.submit(world.request(session=f"robot {robot}", num_steps=4))
+    for calls in range(1, 4):
+        world.engine.advance()
+        assert len(world.backend.calls) == calls
 
 
 @pytest.mark.parametrize(("budget_s", "slow"), [(0.0078, 10), (0.0143, 20), (0.0803, 150)])
