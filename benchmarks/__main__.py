@@ -21,6 +21,7 @@ from benchmarks import (
     load,
     logsnr,
     networks,
+    speed,
     steps,
     success,
     swaps,
@@ -37,6 +38,7 @@ from benchmarks.hygiene import HygieneConfig
 from benchmarks.load import LoadConfig
 from benchmarks.logsnr import LogsnrConfig
 from benchmarks.networks import NetworksConfig
+from benchmarks.speed import SpeedConfig
 from benchmarks.steps import StepsConfig
 from benchmarks.success import SuccessConfig
 from benchmarks.swaps import SwapsConfig
@@ -55,6 +57,7 @@ _MAIN: dict[type[Any], Callable[[Any], None]] = {
     LoadConfig: load.main,
     LogsnrConfig: logsnr.main,
     NetworksConfig: networks.main,
+    SpeedConfig: speed.main,
     StepsConfig: steps.main,
     SuccessConfig: success.main,
     SwapsConfig: swaps.main,
@@ -103,6 +106,10 @@ def main() -> None:
         | Annotated[
             NetworksConfig,
             subcommand("networks", description="What networks cost here, and what they achieve."),
+        ]
+        | Annotated[
+            SpeedConfig,
+            subcommand("speed", description="Steps and requests beside floor and baselines."),
         ]
         | Annotated[
             StepsConfig,
