@@ -81,7 +81,7 @@ class GuidedStep(nn.Module):
         columns = int(acts.max()) + 1 if len(acts) else 0
         self.register_buffer("time_table", time_table[:, :columns].clone(), persistent=False)
         conversion = torch.from_numpy(x0_conversion(prediction_type, alpha_bar)).float()
-        self.register_buffer("conversion", conversion, persistent=False)
+        self.register_buffer("conversion", conversion[:, :, None], persistent=False)
 
     def forward(  # noqa: PLR0917 - an ONNX graph has positional inputs
         self,
@@ -117,19 +117,20 @@ class GuidedStep(nn.Module):
         """
         time_table = cast("Tensor", self.time_table)
         conversion = cast("Tensor", self.conversion)
-        film = conditions[condition_of]
-        timed, columns = time_table[timesteps[request_of]], time_table.shape[1]
+        # rows are chosen and columns split in such a way that each is one node of the graph
+        film, columns = conditions.index_select(0, condition_of), time_table.shape[1]
+        times = time_table.index_select(0, timesteps.index_select(0, request_of))
         if columns == film.shape[1]:
-            film = timed + film
+            film = times + film
         else:
-            film = torch.cat([timed + film[:, :columns], film[:, columns:]], dim=1)
-        output = self.network.denoise(x_t[request_of], film)
-        cond, uncond = output[cond_row], output[uncond_row]
+            film = torch.cat([times + film[:, :columns], film[:, columns:]], dim=1)
+        output = self.network.denoise(x_t.index_select(0, request_of), film)
+        cond, uncond = output.index_select(0, cond_row), output.index_select(0, uncond_row)
         # (1 + w)·cond − w·uncond, written so that equal rows give cond bit for bit
         guided = cond + guidance_scale[:, None, None] * (cond - uncond)
-        p, q = conversion[timesteps][:, :, None, None].unbind(1)
+        p, q = conversion.index_select(0, timesteps).split(1, dim=1)
         unclipped = p * x_t + q * guided
         # 0·inf is NaN: without it a clipped infinity would look like a sound full-speed action
         x0 = unclipped.clamp(-self.clip, self.clip) + 0 * unclipped
-        a, b, c, d = coefficients[:, :, None, None].unbind(1)
+        a, b, c, d = coefficients[:, :, None].split(1, dim=1)
         return a * x_t + b * x0 + c * x0_prev + d * noise, x0

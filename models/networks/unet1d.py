@@ -86,9 +86,11 @@ class _Conv(nn.Conv1d):
             return super().forward(h)
         (taps,), (stride,), length = self.kernel_size, self.stride, h.shape[2]
         padded = F.pad(h.transpose(1, 2), (0, 0, taps // 2, taps // 2))
-        seen = torch.cat([padded[:, i : i + length : stride] for i in range(taps)], dim=2)
+        first = torch.arange(0, length, stride)
+        seen = padded.index_select(1, (first[:, None] + torch.arange(taps)).flatten())
         weight = self.weight.transpose(1, 2).flatten(1)
-        return F.linear(seen, weight, self.bias).transpose(1, 2)
+        out = F.linear(seen.reshape(-1, weight.shape[1]), weight, self.bias)
+        return out.reshape(-1, len(first), self.out_channels).transpose(1, 2)
 
 
 class _Block(nn.Module):
