@@ -81,7 +81,7 @@ class GuidedStep(nn.Module):
         columns = int(acts.max()) + 1 if len(acts) else 0
         self.register_buffer("time_table", time_table[:, :columns].clone(), persistent=False)
         conversion = torch.from_numpy(x0_conversion(prediction_type, alpha_bar)).float()
-        self.register_buffer("conversion", conversion[:, :, None], persistent=False)
+        self.register_buffer("conversion", conversion, persistent=False)
 
     def forward(  # noqa: PLR0917 - an ONNX graph has positional inputs
         self,
@@ -128,9 +128,9 @@ class GuidedStep(nn.Module):
         cond, uncond = output.index_select(0, cond_row), output.index_select(0, uncond_row)
         # (1 + w)·cond − w·uncond, written so that equal rows give cond bit for bit
         guided = cond + guidance_scale[:, None, None] * (cond - uncond)
-        p, q = conversion.index_select(0, timesteps).split(1, dim=1)
+        p, q = torch.split(conversion.index_select(0, timesteps)[:, :, None], 1, dim=1)
         unclipped = p * x_t + q * guided
         # 0·inf is NaN: without it a clipped infinity would look like a sound full-speed action
         x0 = unclipped.clamp(-self.clip, self.clip) + 0 * unclipped
-        a, b, c, d = coefficients[:, :, None].split(1, dim=1)
+        a, b, c, d = torch.split(coefficients[:, :, None], 1, dim=1)
         return a * x_t + b * x0 + c * x0_prev + d * noise, x0

@@ -69,6 +69,11 @@ class Unet1dConfig(FilmConfig):
         return Unet1d(self)
 
 
+# Inside of the network rows lie as [n, length, channels]. On export that is how they are computed:
+# products for all rows of a call at once, and scales and shifts that run along the channels. torch
+# has its own kernels, for [n, channels, length], of which the other is a view.
+
+
 class _Conv(nn.Conv1d):
     """A convolution that is exported as one matrix product for all rows.
 
@@ -81,16 +86,68 @@ class _Conv(nn.Conv1d):
         super().__init__(channels_in, channels, taps, stride, padding=taps // 2)
 
     def forward(self, h: Tensor) -> Tensor:
-        """[n, channels_in, length] → [n, channels, length / stride]."""
+        """[n, length, channels_in] → [n, length / stride, channels]."""
         if not torch.compiler.is_exporting():
-            return super().forward(h)
-        (taps,), (stride,), length = self.kernel_size, self.stride, h.shape[2]
-        padded = F.pad(h.transpose(1, 2), (0, 0, taps // 2, taps // 2))
-        first = torch.arange(0, length, stride)
-        seen = padded.index_select(1, (first[:, None] + torch.arange(taps)).flatten())
+            return super().forward(h.transpose(1, 2)).transpose(1, 2)
+        (taps,), (stride,) = self.kernel_size, self.stride
         weight = self.weight.transpose(1, 2).flatten(1)
-        out = F.linear(seen.reshape(-1, weight.shape[1]), weight, self.bias)
-        return out.reshape(-1, len(first), self.out_channels).transpose(1, 2)
+        return _slide(h, taps, stride, weight, self.bias)
+
+
+class _Grow(nn.ConvTranspose1d):
+    """Doubles the length: a transposed convolution of four taps, exported as one product, too."""
+
+    def __init__(self, channels_in: int, channels: int) -> None:
+        super().__init__(channels_in, channels, 4, stride=2, padding=1)
+
+    def forward(self, h: Tensor) -> Tensor:  # type: ignore[override]  # one output size
+        """[n, length, channels_in] → [n, 2·length, channels]."""
+        if not torch.compiler.is_exporting():
+            return super().forward(h.transpose(1, 2)).transpose(1, 2)
+        # of three neighbours, two make the first of two new places, and two the second
+        taps = self.weight.permute(2, 1, 0)  # [4, channels, channels_in]
+        none = torch.zeros_like(taps[0])
+        first = torch.cat([taps[3], taps[1], none], dim=1)
+        second = torch.cat([none, taps[2], taps[0]], dim=1)
+        bias = None if self.bias is None else self.bias.repeat(2)
+        pairs = _slide(h, 3, 1, torch.cat([first, second]), bias)
+        return pairs.reshape(-1, 2 * h.shape[1], self.out_channels)
+
+
+def _slide(h: Tensor, taps: int, stride: int, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer over every `stride`-th window of so many neighbours; zeros beyond the ends.
+
+    Args:
+        h: [n, length, channels_in].
+        taps: odd.
+        stride: divides the length.
+        weight: [channels, taps·channels_in].
+        bias: [channels].
+
+    Returns:
+        [n, length / stride, channels].
+    """
+    first = torch.arange(0, h.shape[1], stride)
+    if taps > 1:
+        padded = F.pad(h, (0, 0, taps // 2, taps // 2))
+        h = padded.index_select(1, (first[:, None] + torch.arange(taps)).flatten())
+    out = F.linear(h.reshape(-1, weight.shape[1]), weight, bias)
+    return out.reshape(-1, len(first), len(weight))
+
+
+class _Norm(nn.GroupNorm):
+    """Groups of channels, each normalised over all of the length (Wu & He 2018)."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Like h, [n, length, channels]."""
+        if not torch.compiler.is_exporting():
+            return super().forward(h.transpose(1, 2)).transpose(1, 2)
+        groups, size = self.num_groups, self.num_channels // self.num_groups
+        grouped = h.reshape(-1, h.shape[1], groups, size).transpose(1, 2)
+        flat = grouped.flatten(2)
+        normal = F.layer_norm(flat, flat.shape[2:], eps=self.eps).reshape(-1, *grouped.shape[1:])
+        out = normal.transpose(1, 2).flatten(2)
+        return out * self.weight + self.bias if self.affine else out
 
 
 class _Block(nn.Module):
@@ -99,9 +156,9 @@ class _Block(nn.Module):
     def __init__(self, channels_in: int, channels: int, config: Unet1dConfig) -> None:
         super().__init__()
         self.channels = channels
-        self.norm1 = nn.GroupNorm(config.groups, channels_in)
+        self.norm1 = _Norm(config.groups, channels_in)
         self.conv1 = _Conv(channels_in, channels, config.kernel)
-        self.norm2 = nn.GroupNorm(config.groups, channels, affine=False)
+        self.norm2 = _Norm(config.groups, channels, affine=False)
         self.conv2 = _Conv(channels, channels, config.kernel)
         for parameter in self.conv2.parameters():
             nn.init.zeros_(parameter)
@@ -110,9 +167,9 @@ class _Block(nn.Module):
         )
 
     def forward(self, h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """[n, channels_in, length], twice [n, channels] → [n, channels, length]."""
+        """[n, length, channels_in], twice [n, 1, channels] → [n, length, channels]."""
         inner = self.norm2(self.conv1(F.silu(self.norm1(h))))
-        modulated = inner * (1 + scale[:, :, None]) + shift[:, :, None]
+        modulated = inner * (1 + scale) + shift
         out: Tensor = self.shortcut(h) + self.conv2(F.silu(modulated))
         return out
 
@@ -132,16 +189,13 @@ class Unet1d(FilmConditioned):
         )
         self.shrink = nn.ModuleList(_Conv(fine, coarse, 3, stride=2) for fine, coarse in finer)
         self.middle_blocks = nn.ModuleList(_Block(deepest, deepest, config) for _ in range(2))
-        self.grow = nn.ModuleList(
-            nn.ConvTranspose1d(coarse, fine, 4, stride=2, padding=1)
-            for fine, coarse in reversed(finer)
-        )
+        self.grow = nn.ModuleList(_Grow(coarse, fine) for fine, coarse in reversed(finer))
         self.up_blocks = nn.ModuleList(
             _Block(channels_in, fine, config)
             for fine, _ in reversed(finer)
             for channels_in in (2 * fine, fine)
         )
-        self.norm_out = nn.GroupNorm(config.groups, widths[0])
+        self.norm_out = _Norm(config.groups, widths[0])
         self.read_out = _Conv(widths[0], config.action_dim, config.kernel)
         blocks = [*self.down_blocks, *self.middle_blocks, *self.up_blocks]
         self._film_sizes = [block.channels for block in blocks for _ in ("scale", "shift")]
@@ -149,8 +203,8 @@ class Unet1d(FilmConditioned):
 
     def denoise(self, x_t: Tensor, film: Tensor) -> Tensor:
         """[n, horizon, action_dim], [n, film_dim] → like x_t."""
-        parameters = iter(torch.split(film, self._film_sizes, dim=-1))
-        h = self.read_in(x_t.transpose(1, 2))
+        parameters = iter(torch.split(film[:, None], self._film_sizes, dim=-1))
+        h = self.read_in(x_t)
         skips = []
         for level in range(len(self.config.widths)):
             if level:
@@ -159,9 +213,9 @@ class Unet1d(FilmConditioned):
             h = _two(self.down_blocks, level, h, parameters)
         h = _two(self.middle_blocks, 0, h, parameters)
         for i, grow in enumerate(self.grow):
-            h = _two(self.up_blocks, i, torch.cat([grow(h), skips.pop()], dim=1), parameters)
+            h = _two(self.up_blocks, i, torch.cat([grow(h), skips.pop()], dim=2), parameters)
         out: Tensor = self.read_out(F.silu(self.norm_out(h)))
-        return out.transpose(1, 2)
+        return out
 
 
 def _two(blocks: nn.ModuleList, pair: int, h: Tensor, parameters: Iterator[Tensor]) -> Tensor:
