@@ -7,6 +7,7 @@ anything is built from it, and nothing that it contains is ever executed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, TypeVar
@@ -110,6 +111,22 @@ class WireLimits:
         """Check every field."""
         for field, value in vars(self).items():
             integer(f"WireLimits.{field}", value, 1)
+
+    @classmethod
+    def of_requests(cls, spec: PolicySpec) -> WireLimits:
+        """What a server of this policy takes in: every request that fits its specification.
+
+        Arrays may be four times as large as they should be, and as large as a header in any case:
+        a wrong shape or dtype is answered by name, and not by the end of the connection.
+        """
+        sizes = [
+            math.prod(array.shape) * _WIRE_DTYPES[array.dtype].itemsize
+            for array in spec.observation.values()
+        ]
+        return cls(
+            max_frames=max(cls.max_frames, 1 + len(sizes)),
+            max_array_bytes=max(cls.max_header_bytes, 4 * max(sizes)),
+        )
 
     @property
     def max_frame_bytes(self) -> int:

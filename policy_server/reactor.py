@@ -12,13 +12,14 @@ import zmq
 from client import wire
 from client.errors import OverloadedError, PolicyError, ProtocolError, ServerFaultError
 from client.messages import REQUESTS, ActRequest, CancelRequest, ErrorReply, Reply
+from policy_server.connections import Connections
 from policy_server.metrics import Metrics
 from policy_server.security import ServerKeys
 from policy_server.service import Service
 
 log = logging.getLogger(__name__)
 
-_IDLE_POLL_MS = 100
+_IDLE_POLL_MS = 20
 _ENCODING_POLL_MS = 1
 _READABLE = int(zmq.POLLIN)  # an enum's & takes half as long as the call that it is applied to
 _RECEIVE_S = 0.003
@@ -28,6 +29,9 @@ _UNREAD_S = 0.02
 are read, so they would be answered long after their robots have given up, and so would all after
 them. Refusing is faster than they come, so it does not last."""
 _RECEIVE_HIGH_WATER_MARK = 64
+_CHECK_CONNECTIONS_S = 0.02
+_HANDSHAKE_WITHIN_MS = 5000
+MAX_CLIENTS = 400
 _DRAIN_LINGER_MS = 500
 _SENT_TOGETHER = 8
 """A message that is sent alone wakes ZeroMQ's thread, which takes several times as long as the rest
@@ -40,12 +44,18 @@ class Reactor:
     Args:
         limits: of what is accepted from the socket.
         keys: of this server and of the clients that may connect; everybody may if None.
+        max_clients: connections at one time.
 
     Attributes:
         metrics: to be told of every reply and every turn, if anybody wants to know.
     """
 
-    def __init__(self, limits: wire.WireLimits, keys: ServerKeys | None = None) -> None:
+    def __init__(
+        self,
+        limits: wire.WireLimits,
+        keys: ServerKeys | None = None,
+        max_clients: int = MAX_CLIENTS,
+    ) -> None:
         self.metrics: Metrics | None = None
         self._limits = limits
         self._drained = True
@@ -58,6 +68,18 @@ class Reactor:
         # messages that one client may have waiting here before its own socket holds them back
         self._socket.setsockopt(zmq.RCVHWM, _RECEIVE_HIGH_WATER_MARK)
         self._socket.setsockopt(zmq.MAXMSGSIZE, limits.max_frame_bytes)
+        self._socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_WITHIN_MS)
+        # a client that vanished without a goodbye gives its place back within half a minute
+        for option, value in (
+            (zmq.TCP_KEEPALIVE, 1),
+            (zmq.TCP_KEEPALIVE_IDLE, 15),
+            (zmq.TCP_KEEPALIVE_INTVL, 5),
+            (zmq.TCP_KEEPALIVE_CNT, 3),
+        ):
+            self._socket.setsockopt(option, value)
+        max_unread_bytes = _RECEIVE_HIGH_WATER_MARK * limits.max_frame_bytes
+        self._connections = Connections(self._context, self._socket, max_clients, max_unread_bytes)
+        self._checked_s = time.monotonic()
         if keys is not None:
             self._guard.enter_context(keys.protect(self._context))
             keys.apply(self._socket)
@@ -133,6 +155,9 @@ class Reactor:
             self._drained_s = time.monotonic()
         if self._readable():
             self._receive(service)
+        if time.monotonic() > self._checked_s + _CHECK_CONNECTIONS_S:
+            self._checked_s = time.monotonic()
+            self._connections.check(self._checked_s)
         service.collect_instructions()
         self._flush()
         service.advance()
@@ -143,7 +168,9 @@ class Reactor:
         return bool(int(self._socket.getsockopt(zmq.EVENTS)) & _READABLE)
 
     def _receive(self, service: Service) -> None:
-        until_s = time.monotonic() + _RECEIVE_S
+        begun_s = time.monotonic()
+        until_s = begun_s + _RECEIVE_S
+        self._connections.update(begun_s)
         received: dict[bytes, int] = {}
         while True:
             frame = self._socket.recv(zmq.DONTWAIT, copy=False)
@@ -152,6 +179,7 @@ class Reactor:
             while frame.more:
                 frame = self._socket.recv(zmq.DONTWAIT, copy=False)
                 frames.append(frame.buffer)
+            self._connections.read_from(frame)
             arrived_s = time.monotonic()
             self._dispatch(service, address, frames, arrived_s)
             received[address] = received.get(address, 0) + 1
@@ -191,6 +219,7 @@ class Reactor:
 
     def close(self) -> None:
         """Flush replies for a moment, then close."""
+        self._connections.close()
         self._socket.close(linger=_DRAIN_LINGER_MS)
         self._guard.close()
         self._context.term()

@@ -27,13 +27,14 @@ from policy_server.backends.onnx_backend import OnnxBackend
 from policy_server.backends.protocol import Backend, BackendSettings
 from policy_server.backends.torch_backend import TorchBackend
 from policy_server.calibration import measure_calls, measure_cost, warm_up, zero_observation
+from policy_server.connections import reserve_descriptors
 from policy_server.cost_model import CostModel
 from policy_server.engine import Engine, EngineLimits
 from policy_server.instruction_cache import InstructionCache
 from policy_server.metrics import Metrics, MetricsServer
 from policy_server.planner import Planner, StepRange
 from policy_server.priority import set_nice
-from policy_server.reactor import Reactor
+from policy_server.reactor import MAX_CLIENTS, Reactor
 from policy_server.requests import Refusal, Scheduler
 from policy_server.security import ServerKeys, check_exposure
 from policy_server.service import Service
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 BackendName = Literal["auto", "onnx", "torch"]
 MAX_GUIDANCE_SCALE = 100.0
 """Far beyond what is of use; what is larger yet would only meet the clipping bound."""
+MAX_IN_FLIGHT_PER_SESSION = 8
+"""A robot has use for one answer at a time, and for a few requests on their way."""
 EngineFactory = Callable[
     [Backend, Planner, CostModel, Callable[[], float], EngineLimits], Scheduler
 ]
@@ -63,6 +66,7 @@ class ServerConfig:
         num_threads: of one network call. More than one pays only for large networks, and takes
             cores from whatever else runs here.
         max_in_flight: requests inside at one time; more are refused at once.
+        max_clients: connections at one time; whoever comes later is turned away.
         max_call_ms: no network call of more requests at once is made than takes so long; nobody
             waits longer to be looked at.
         min_steps: in place of the checkpoint's own, below which chunks are of no use.
@@ -79,6 +83,7 @@ class ServerConfig:
     backend: BackendName = "auto"
     num_threads: int = 1
     max_in_flight: int = 128
+    max_clients: int = MAX_CLIENTS
     max_call_ms: float = 3.0
     min_steps: int | None = None
     max_useful_steps: int | None = None
@@ -93,7 +98,7 @@ class ServerConfig:
         if not -20 <= self.nice <= 19:
             msg = f"nice: expected -20..19, got {self.nice}"
             raise ValueError(msg)
-        for name in ("num_threads", "max_in_flight"):
+        for name in ("num_threads", "max_in_flight", "max_clients"):
             if getattr(self, name) < 1:
                 msg = f"{name}: expected at least 1, got {getattr(self, name)}"
                 raise ValueError(msg)
@@ -183,6 +188,8 @@ def make_service(
         limits={
             **vars(limits),
             "max_in_flight": config.max_in_flight,
+            "max_in_flight_per_session": MAX_IN_FLIGHT_PER_SESSION,
+            "max_clients": config.max_clients,
             "max_guidance_scale": MAX_GUIDANCE_SCALE,
         },
         protocol_version=wire.PROTOCOL_VERSION,
@@ -196,11 +203,12 @@ def make_service(
 
 def serve(config: ServerConfig, make_engine: EngineFactory = Engine) -> None:
     """Serve until SIGTERM or Ctrl-C; prints `ready ADDRESS …` once answers can be in time."""
-    limits = wire.DEFAULT_LIMITS
+    limits = wire.WireLimits.of_requests(checkpoint.read_manifest(config.checkpoint).spec)
+    reserve_descriptors(config.max_clients)
     keys = None if config.keys is None else ServerKeys.load(config.keys)
     check_exposure(config.bind, protected=keys is not None, unencrypted=config.unencrypted)
     set_nice(config.nice)  # before any thread is started
-    reactor = Reactor(limits, keys)
+    reactor = Reactor(limits, keys, config.max_clients)
     with ExitStack() as stack:
         stack.callback(reactor.close)
         service = make_service(config, reactor, limits, make_engine)
