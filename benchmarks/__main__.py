@@ -17,6 +17,7 @@ from benchmarks import (
     film,
     guidance,
     hog,
+    hostile,
     load,
     logsnr,
     networks,
@@ -31,6 +32,7 @@ from benchmarks.eta import EtaConfig
 from benchmarks.film import FilmConfig
 from benchmarks.guidance import GuidanceConfig
 from benchmarks.hog import HogConfig
+from benchmarks.hostile import HostileConfig
 from benchmarks.load import LoadConfig
 from benchmarks.logsnr import LogsnrConfig
 from benchmarks.networks import NetworksConfig
@@ -47,6 +49,7 @@ _MAIN: dict[type[Any], Callable[[Any], None]] = {
     FilmConfig: film.main,
     GuidanceConfig: guidance.main,
     HogConfig: hog.main,
+    HostileConfig: hostile.main,
     LoadConfig: load.main,
     LogsnrConfig: logsnr.main,
     NetworksConfig: networks.main,
@@ -81,6 +84,10 @@ def main() -> None:
         | Annotated[
             HogConfig,
             subcommand("hog", description="One fast robot beside a hog that comes and goes."),
+        ]
+        | Annotated[
+            HostileConfig,
+            subcommand("hostile", description="One robot beside a hostile client."),
         ]
         | Annotated[
             LoadConfig,

@@ -116,16 +116,18 @@ class WireLimits:
     def of_requests(cls, spec: PolicySpec) -> WireLimits:
         """What a server of this policy takes in: every request that fits its specification.
 
-        Arrays may be four times as large as they should be, and as large as a header in any case:
-        a wrong shape or dtype is answered by name, and not by the end of the connection.
+        Arrays may be four times as large as they should be, and headers ten times: what is wrong
+        is answered by name then, and not by the end of the connection.
         """
         sizes = [
             math.prod(array.shape) * _WIRE_DTYPES[array.dtype].itemsize
             for array in spec.observation.values()
         ]
+        header_bytes = 16_384 + 300 * len(sizes)  # an instruction has 1000 at most, a name 200
         return cls(
             max_frames=max(cls.max_frames, 1 + len(sizes)),
-            max_array_bytes=max(cls.max_header_bytes, 4 * max(sizes)),
+            max_header_bytes=header_bytes,
+            max_array_bytes=max(header_bytes, 4 * max(sizes)),
         )
 
     @property

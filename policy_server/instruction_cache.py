@@ -77,7 +77,8 @@ class InstructionCache:
         time.sleep(max(0.0, self._rests_until_s - time.monotonic()))
         begun_s = time.monotonic()
         try:
-            return self._encode([instruction])[0]
+            embedding: Embedding = self._encode([instruction])[0]
+            return embedding
         finally:
             ended_s = time.monotonic()
             self._rests_until_s = ended_s + _REST * (ended_s - begun_s)

@@ -16,6 +16,7 @@ from policy_server.connections import Connections
 from policy_server.metrics import Metrics
 from policy_server.security import ServerKeys
 from policy_server.service import Service
+from policy_server.unread import Unread
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class Reactor:
         self.metrics: Metrics | None = None
         self._limits = limits
         self._drained = True
-        self._drained_s = time.monotonic()
+        self._unread = Unread(time.monotonic())
         self._outbox: list[tuple[int | None, list[wire.Frame]]] = []
         self._context = zmq.Context()
         self._guard = ExitStack()
@@ -152,7 +153,7 @@ class Reactor:
         if wait_ms:
             self._socket.poll(wait_ms, zmq.POLLIN)
         if self._drained:
-            self._drained_s = time.monotonic()
+            self._unread.drained(time.monotonic())
         if self._readable():
             self._receive(service)
         if time.monotonic() > self._checked_s + _CHECK_CONNECTIONS_S:
@@ -181,7 +182,8 @@ class Reactor:
                 frames.append(frame.buffer)
             self._connections.read_from(frame)
             arrived_s = time.monotonic()
-            self._dispatch(service, address, frames, arrived_s)
+            unread_s = self._unread.read(address, arrived_s)
+            self._dispatch(service, address, frames, arrived_s, unread_s)
             received[address] = received.get(address, 0) + 1
             readable = self._readable()
             if arrived_s > until_s or not readable:
@@ -191,7 +193,12 @@ class Reactor:
                 return
 
     def _dispatch(
-        self, service: Service, address: bytes, frames: list[memoryview], arrived_s: float
+        self,
+        service: Service,
+        address: bytes,
+        frames: list[memoryview],
+        arrived_s: float,
+        unread_s: float,
     ) -> None:
         """One message: every request that is owed a reply gets exactly one, an error if need be."""
         request_id = None
@@ -203,8 +210,7 @@ class Reactor:
                 raise ProtocolError(msg)
             if not isinstance(message, CancelRequest):  # its number is another request's
                 request_id = message.request_id
-            unread_s = arrived_s - self._drained_s
-            if isinstance(message, ActRequest) and not self._drained and unread_s > _UNREAD_S:
+            if isinstance(message, ActRequest) and unread_s > _UNREAD_S:
                 msg = f"queue: requests may wait unread for {unread_s * 1e3:.0f} ms; send fewer"
                 raise OverloadedError(msg)
             service.handle(address, message, arrived_s)

@@ -44,8 +44,6 @@ log = logging.getLogger(__name__)
 BackendName = Literal["auto", "onnx", "torch"]
 MAX_GUIDANCE_SCALE = 100.0
 """Far beyond what is of use; what is larger yet would only meet the clipping bound."""
-MAX_IN_FLIGHT_PER_SESSION = 8
-"""A robot has use for one answer at a time, and for a few requests on their way."""
 EngineFactory = Callable[
     [Backend, Planner, CostModel, Callable[[], float], EngineLimits], Scheduler
 ]
@@ -66,6 +64,8 @@ class ServerConfig:
         num_threads: of one network call. More than one pays only for large networks, and takes
             cores from whatever else runs here.
         max_in_flight: requests inside at one time; more are refused at once.
+        max_in_flight_per_client: the same for those of one connection; more than a few are of use
+            only where many robots share one.
         max_clients: connections at one time; whoever comes later is turned away.
         max_call_ms: no network call of more requests at once is made than takes so long; nobody
             waits longer to be looked at.
@@ -83,6 +83,7 @@ class ServerConfig:
     backend: BackendName = "auto"
     num_threads: int = 1
     max_in_flight: int = 128
+    max_in_flight_per_client: int = 16
     max_clients: int = MAX_CLIENTS
     max_call_ms: float = 3.0
     min_steps: int | None = None
@@ -98,7 +99,12 @@ class ServerConfig:
         if not -20 <= self.nice <= 19:
             msg = f"nice: expected -20..19, got {self.nice}"
             raise ValueError(msg)
-        for name in ("num_threads", "max_in_flight", "max_clients"):
+        for name in (
+            "num_threads",
+            "max_in_flight",
+            "max_in_flight_per_client",
+            "max_clients",
+        ):
             if getattr(self, name) < 1:
                 msg = f"{name}: expected at least 1, got {getattr(self, name)}"
                 raise ValueError(msg)
@@ -188,7 +194,7 @@ def make_service(
         limits={
             **vars(limits),
             "max_in_flight": config.max_in_flight,
-            "max_in_flight_per_session": MAX_IN_FLIGHT_PER_SESSION,
+            "max_in_flight_per_client": config.max_in_flight_per_client,
             "max_clients": config.max_clients,
             "max_guidance_scale": MAX_GUIDANCE_SCALE,
         },
@@ -203,10 +209,10 @@ def make_service(
 
 def serve(config: ServerConfig, make_engine: EngineFactory = Engine) -> None:
     """Serve until SIGTERM or Ctrl-C; prints `ready ADDRESS …` once answers can be in time."""
-    limits = wire.WireLimits.of_requests(checkpoint.read_manifest(config.checkpoint).spec)
-    reserve_descriptors(config.max_clients)
     keys = None if config.keys is None else ServerKeys.load(config.keys)
     check_exposure(config.bind, protected=keys is not None, unencrypted=config.unencrypted)
+    limits = wire.WireLimits.of_requests(checkpoint.read_manifest(config.checkpoint).spec)
+    reserve_descriptors(config.max_clients)
     set_nice(config.nice)  # before any thread is started
     reactor = Reactor(limits, keys, config.max_clients)
     with ExitStack() as stack:

@@ -81,7 +81,7 @@ class Service:
         self._reply = reply
         self._addresses: dict[RequestKey, Address] = {}
         self._awaiting: dict[RequestKey, _Asked] = {}
-        self._inside_of: dict[str, int] = {}
+        self._inside_of: dict[Address, int] = {}
         self._draining = False
         self._random = random.Random()  # seeds are told to the client: they need not be secret
 
@@ -127,9 +127,9 @@ class Service:
         if key in self._addresses or key in self._awaiting:
             msg = f"request_id: {request.request_id} is being served already; ids must rise"
             raise InvalidRequestError(msg)
-        most = self._metadata.limits["max_in_flight_per_session"]
-        if self._inside_of.get(key[0], 0) >= most:
-            msg = f"queue: {most} requests of this session are inside already; wait for an answer"
+        most = self._metadata.limits["max_in_flight_per_client"]
+        if self._inside_of.get(asked.address, 0) >= most:
+            msg = f"queue: {most} requests of this client are inside already; wait for answers"
             raise OverloadedError(msg)
         if any(k[0] == key[0] and k[1] > key[1] for k in self._awaiting):
             raise SupersededError(SUPERSEDED)
@@ -228,7 +228,7 @@ class Service:
         )
         refusals = self._engine.submit(engine_request)
         self._addresses[key] = asked.address
-        self._inside_of[key[0]] = self._inside_of.get(key[0], 0) + 1
+        self._inside_of[asked.address] = self._inside_of.get(asked.address, 0) + 1
         for refusal in refusals:
             self._answer(refusal)
 
@@ -275,11 +275,11 @@ class Service:
         except ValueError as error:  # what the model made is not an answer
             log.exception("request %s: unusable answer", key[1])
             reply = ErrorReply.from_error(ServerFaultError(str(error), request_id=key[1]))
-        if self._inside_of[key[0]] > 1:
-            self._inside_of[key[0]] -= 1
-        else:
-            del self._inside_of[key[0]]
-        self._reply(self._addresses.pop(key), reply)
+        address = self._addresses.pop(key)
+        self._inside_of[address] -= 1
+        if not self._inside_of[address]:
+            del self._inside_of[address]
+        self._reply(address, reply)
 
     def _chunk(self, answer: Answer) -> ActionChunk:
         request = answer.request

@@ -71,7 +71,7 @@ class Rig:
             defaults=SamplingDefaults(0.5, 0.25, "ddim", "trailing"),
             limits={
                 "max_in_flight": 3,
-                "max_in_flight_per_session": 4,
+                "max_in_flight_per_client": 4,
                 "max_guidance_scale": 100.0,
             },
             protocol_version=1,
@@ -221,11 +221,11 @@ def test_new_instructions_are_bounded():
     rig.cache.close()
 
 
-def test_requests_of_one_session_are_bounded_and_those_of_others_are_not(rig):
+def test_requests_of_one_client_are_bounded_and_those_of_others_are_not(rig):
     for request_id in range(2, 6):
         rig.act(request_id, num_steps=100, budget_s=1e6 - request_id)
         rig.service.advance()  # so that it has begun, and is not superseded
-    with pytest.raises(OverloadedError, match="queue: 4 requests of this session"):
+    with pytest.raises(OverloadedError, match="queue: 4 requests of this client"):
         rig.act(6, num_steps=100, budget_s=1e6)
     rig.act(6, num_steps=100, budget_s=1e6, session="another")
     rig.cancel(2)
