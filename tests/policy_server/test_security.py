@@ -1,19 +1,16 @@
 """Keys: a real server that asks for them, clients that have them and clients that have not."""
 
 import os
-import re
-import selectors
-import socket
 import stat
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zmq
 
+from benchmarks.faulty_proxy import FaultyProxy
 from benchmarks.server_process import running_server
 from client import ConnectionLostError, InvalidRequestError, PolicyClient
 from client.messages import PingRequest
@@ -47,47 +44,6 @@ def act(address, **options):
     observation = {"state": np.zeros((2, 3), np.float32)}
     with PolicyClient(address, **options) as policy:
         return policy.act(observation, INSTRUCTION, budget_s=2.0, timeout_s=5.0)
-
-
-class Recorder:
-    """A TCP proxy that keeps every byte of either direction."""
-
-    def __init__(self, address):
-        host, port = re.fullmatch(r"tcp://(.*):(\d+)", address).groups()
-        self._server = (host, int(port))
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
-        self.heard = bytearray()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._stop.set()
-        self._thread.join()
-        self._listener.close()
-
-    def _run(self):
-        self._listener.settimeout(5)
-        try:
-            near, _ = self._listener.accept()
-        except TimeoutError:
-            return
-        far = socket.create_connection(self._server)
-        other = {near: far, far: near}
-        with near, far, selectors.DefaultSelector() as ready:
-            for end in other:
-                ready.register(end, selectors.EVENT_READ)
-            while not self._stop.is_set():
-                for key, _ in ready.select(0.05):
-                    some = key.fileobj.recv(65536)
-                    if not some:
-                        return
-                    self.heard += some
-                    other[key.fileobj].sendall(some)
 
 
 # ── files ────────────────────────────────────────────────────────────────────────────────────────
@@ -181,7 +137,7 @@ def test_without_the_right_key_there_is_not_even_a_pong(server, keys, tmp_path, 
 
 def test_no_byte_of_service_goes_to_one_without_a_key(server):
     with (
-        Recorder(server.address) as recorder,
+        FaultyProxy(server.address, record=True) as recorder,
         zmq.Context() as context,
         context.socket(zmq.DEALER) as dealer,
     ):
@@ -194,7 +150,7 @@ def test_no_byte_of_service_goes_to_one_without_a_key(server):
 
 
 def test_a_recorded_session_shows_no_plain_text(server, keys):
-    with Recorder(server.address) as recorder:
+    with FaultyProxy(server.address, record=True) as recorder:
         chunk = act(recorder.address, keys=keys / "lab/arm", session_id="session-of-the-arm")
     assert len(recorder.heard) > 1000
     for secret in (INSTRUCTION, "session-of-the-arm", "observation", "tiny", "actions"):
@@ -206,7 +162,7 @@ def test_without_keys_the_same_recorder_reads_everything(tmp_path):
     save_checkpoint(tmp_path, make_policy())
     with (
         running_server(tmp_path, "--backend", "torch") as server,
-        Recorder(server.address) as recorder,
+        FaultyProxy(server.address, record=True) as recorder,
     ):
         act(recorder.address)
     assert INSTRUCTION.encode() in recorder.heard
