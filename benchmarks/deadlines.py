@@ -171,7 +171,7 @@ def summarise(
         "waiting": stats.waiting,
         "skipped": stats.skipped,
         "overruns": stats.overruns,
-        "rejected": stats.rejected,
+        "rejected": stats.rejected.total(),
         "latency_p50_s": quantile(latencies, 0.5),
         "latency_p99_s": p99(latencies),
         "latency_max_s": max(latencies, default=None),

@@ -7,6 +7,7 @@ only the clock and the transport are simulated.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from client.action_buffer import ActionBuffer
-from client.errors import ServerFaultError
+from client.action_limits import ActionLimits
+from client.errors import UnsafeActionError
 from client.history import ObservationHistory
 from client.sims.simulation import SimulatedRobot, Simulation
 from client.specs import PolicySpec
@@ -75,6 +77,7 @@ class _Episode:
         self,
         spec: EpisodeSpec,
         policy_spec: PolicySpec,
+        limits: ActionLimits,
         simulation: Simulation[Any],
         conditions: Callable[[np.random.Generator], Conditions],
     ) -> None:
@@ -83,14 +86,13 @@ class _Episode:
         self.conditions = conditions
         self.history = ObservationHistory(policy_spec)
         self.buffer = ActionBuffer(
-            horizon=policy_spec.horizon,
-            action_dim=policy_spec.action_dim,
-            control_period_s=policy_spec.control_period_s,
+            limits, horizon=policy_spec.horizon, control_period_s=policy_spec.control_period_s
         )
         self.pending: list[tuple[float, float, npt.NDArray[np.float32]]] = []
         self.rng = np.random.default_rng(spec.seed)
         self._policy_spec = policy_spec
         simulation.reset(simulation.sample_start(self.rng))
+        self.commanded: npt.NDArray[np.float32] = simulation.safe_action()
 
     @property
     def outcome(self) -> str | None:
@@ -109,15 +111,12 @@ class _Episode:
         latest_s = self.now_s + 5e-10
         for due_s, t_obs_s, actions in self.pending:
             if due_s <= latest_s:
-                self.buffer.add(actions, t_obs_s)
+                with suppress(UnsafeActionError):  # as the control loop does: it is counted
+                    self.buffer.add(actions, t_obs_s)
         self.pending = [answer for answer in self.pending if answer[0] > latest_s]
-        due = self.buffer.action_at(self.now_s)
-        hold = self.simulation.safe_action()
-        try:
-            action = hold if due is None else self._policy_spec.validate_action(due)
-        except ServerFaultError:  # as the control loop does: it never reaches the robot
-            action = hold
-        self.simulation.step(action)
+        due = self.buffer.action_at(self.now_s, self.commanded)
+        self.commanded = self.simulation.safe_action() if due is None else due[0]
+        self.simulation.step(self.commanded)
 
 
 def play(
@@ -145,7 +144,7 @@ def play(
         batch = specs[first : first + MAX_AT_ONCE]
         simulations.extend(robot.simulation() for _ in range(len(batch) - len(simulations)))
         episodes = [
-            _Episode(spec, robot.spec, simulation, conditions)
+            _Episode(spec, robot.spec, robot.limits, simulation, conditions)
             for spec, simulation in zip(batch, simulations, strict=False)
         ]
         endings.extend(_play_batch(robot.spec, episodes, sample, progress))

@@ -4,6 +4,7 @@ Start with `PolicyClient` for single questions and `ControlLoop` to drive a `Rob
 """
 
 from client.action_buffer import ActionBuffer
+from client.action_limits import ActionLimits
 from client.control_loop import ControlLoop
 from client.errors import (
     CancelledError,
@@ -16,6 +17,7 @@ from client.errors import (
     ProtocolError,
     ServerFaultError,
     SupersededError,
+    UnsafeActionError,
 )
 from client.loop_stats import LoopStats, RequestRecord
 from client.messages import Metadata, SamplingDefaults, Timing
@@ -29,6 +31,7 @@ from client.wire import PROTOCOL_VERSION, WireLimits
 __all__ = [
     "PROTOCOL_VERSION",
     "ActionBuffer",
+    "ActionLimits",
     "ArraySpec",
     "CancelledError",
     "CannotServeError",
@@ -52,5 +55,6 @@ __all__ = [
     "Tick",
     "Ticker",
     "Timing",
+    "UnsafeActionError",
     "WireLimits",
 ]

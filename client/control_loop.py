@@ -6,7 +6,8 @@
               ^t_obs = a request is due          ^the next one, exec_steps ticks later
 
 Actions are taken by time, never by count: an answer that comes 3 ticks after its observation starts
-with a3. If nothing is due, the robot does its `safe_action`.
+with a3. Each is checked against the limits that the robot declares; where a chunk breaks them, the
+one before goes on. If nothing is due, the robot does its `safe_action`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
 from client.action_buffer import ActionBuffer
@@ -25,8 +27,8 @@ from client.errors import (
     ConnectionLostError,
     InvalidRequestError,
     PolicyError,
-    ServerFaultError,
     SupersededError,
+    UnsafeActionError,
 )
 from client.history import ObservationHistory
 from client.loop_stats import LoopStats, Outcome, RequestRecord
@@ -116,7 +118,7 @@ class ControlLoop:
         """Ask and command nothing yet; the first `step` does.
 
         Args:
-            robot: observed and commanded once a tick.
+            robot: observed and commanded once a tick; its limits are read now.
             policy: usually a `PolicyClient`.
             spec: of the policy, from its metadata.
             instruction: see the attribute.
@@ -129,7 +131,16 @@ class ControlLoop:
             timeout_s: after which a request counts as lost.
             clock: the policy's clock, monotonic, in seconds.
             sleep: waits for so many seconds of that clock.
+
+        Raises:
+            ValueError: robot and policy differ in the number of action dimensions.
         """
+        if robot.limits.action_dim != spec.action_dim:
+            msg = (
+                f"robot.limits: expected {spec.action_dim} dimensions, as the policy has "
+                f"{spec.action_names}, got {robot.limits.action_dim}; is it one for this robot?"
+            )
+            raise ValueError(msg)
         self.instruction = instruction
         self.stats = LoopStats()
         self._robot = robot
@@ -147,9 +158,7 @@ class ControlLoop:
         self._ticker = Ticker(spec.control_period_s, clock=clock, sleep=self._receive_for)
         self._history = ObservationHistory(spec)
         self._buffer = ActionBuffer(
-            horizon=spec.horizon,
-            action_dim=spec.action_dim,
-            control_period_s=spec.control_period_s,
+            robot.limits, horizon=spec.horizon, control_period_s=spec.control_period_s
         )
         self._asked: dict[int, _Asked] = {}
         self._last_outcome: Outcome = "on_time"
@@ -166,7 +175,8 @@ class ControlLoop:
         self._buffer.clear()
         self._ticker.restart()
         self._next_request = 0
-        self._executing: _Asked | None = None
+        self._newest: _Asked | None = None
+        self._commanded: npt.NDArray[Any] | None = None
 
     def run(self, *, duration_s: float) -> LoopStats:
         """One episode of `duration_s`; whatever ends it, the robot is left in its safe action."""
@@ -195,6 +205,7 @@ class ControlLoop:
         self.stats.overruns = self._ticker.overruns
         self.stats.skipped = self._ticker.skipped
         self.stats.discarded = self._buffer.discarded
+        self.stats.rejected = self._buffer.rejected
         return tick
 
     def drain(self) -> LoopStats:
@@ -267,12 +278,11 @@ class ControlLoop:
         if asked.episode == self._episode:
             try:
                 taken = self._buffer.add(chunk.actions, asked.t_obs_s)
-            except ValueError as error:
-                fault = ServerFaultError(str(error), request_id=chunk.request_id)
-                self._settle_error(record, fault, asked.episode)
+            except UnsafeActionError as error:
+                self._settle_error(record, error, asked.episode)
                 return
             if taken:
-                self._executing = asked
+                self._newest = asked
         record.latency_s = chunk.latency_s
         record.num_steps = chunk.num_steps
         record.nfe = chunk.nfe
@@ -305,25 +315,23 @@ class ControlLoop:
     # ── actions ──────────────────────────────────────────────────────────────────────────────────
 
     def _action(self, tick: Tick) -> npt.NDArray[Any]:
-        """What to command now: the action that is due and sound, else the robot's safe one."""
+        """What to command now: the action that is due and within limits, else the safe one."""
+        if self._commanded is None:
+            self._commanded = np.array(self._robot.safe_action())
         now_s = self._clock()
         held_up = now_s - tick.time_s > self._spec.control_period_s  # e.g. by a slow sensor
-        action = self._buffer.action_at(now_s if held_up else tick.time_s)
-        if action is None or self._executing is None:
+        due = self._buffer.action_at(now_s if held_up else tick.time_s, self._commanded)
+        if due is None:
             within_budget = tick.index * self._spec.control_period_s < self._budget_s
-            if self._executing is None and within_budget:
+            if self._newest is None and within_budget:
                 self.stats.waiting += 1
             else:
                 self.stats.starved += 1
-            return self._robot.safe_action()
-        try:
-            sound = self._spec.validate_action(action)
-        except ServerFaultError as error:
-            if self.stats.rejected == 0:
-                _log.warning("safe action instead of what was answered: %s", error)
-            self.stats.rejected += 1
-            return self._robot.safe_action()
-        record = self._executing.record
-        if record.staleness_s is None:
-            record.staleness_s = now_s - self._executing.observed_s
-        return sound
+            self._commanded = np.array(self._robot.safe_action())
+            return self._commanded
+        self._commanded, t_obs_s = due
+        if self._newest is not None and self._newest.t_obs_s == t_obs_s:
+            record = self._newest.record
+            if record.staleness_s is None:
+                record.staleness_s = now_s - self._newest.observed_s
+        return self._commanded

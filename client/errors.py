@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
+
+UnsafeReason = Literal["shape", "finite", "limits", "change"]
 
 
 class PolicyError(Exception):
@@ -75,6 +77,20 @@ class ServerFaultError(PolicyError):
     """The server's fault: the model failed or produced a non-finite action."""
 
     code = "server_fault"
+
+
+class UnsafeActionError(ServerFaultError):
+    """What the server answered must not be commanded; found by the robot's side.
+
+    Attributes:
+        reason: "shape" or "finite": no action at all; "limits" or "change": beyond what the robot
+            declares.
+    """
+
+    def __init__(self, reason: UnsafeReason, message: str) -> None:
+        """Keep the reason beside the message."""
+        super().__init__(message)
+        self.reason = reason
 
 
 class ProtocolError(PolicyError):

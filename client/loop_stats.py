@@ -6,6 +6,8 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Literal
 
+from client.errors import UnsafeReason
+
 KEPT_RECORDS = 100_000
 
 Outcome = Literal["on_time", "late", "refused", "lost", "fault", "abandoned"]
@@ -43,13 +45,14 @@ class RequestRecord:
 class LoopStats:
     """Counters of one control loop over all of its episodes.
 
-    control_ticks is the sum of starved, waiting, rejected, and the ticks that executed an action.
+    control_ticks is the sum of starved, waiting, and the ticks that executed an action.
 
     Attributes:
         control_ticks: ticks that ran.
         starved: ticks with no action due when one should have been.
         waiting: ticks at the start of an episode, within the budget of its first request.
-        rejected: ticks whose action broke the specification; it did not reach the robot.
+        rejected: chunks that broke the robot's limits, by reason; "change" is found only when an
+            action is due, so the outcome of such a request has been counted before.
         overruns: times that a tick started late or ticks were skipped.
         skipped: ticks that never ran.
         discarded: chunks whose observation was not newer than what was being executed.
@@ -61,7 +64,7 @@ class LoopStats:
     control_ticks: int = 0
     starved: int = 0
     waiting: int = 0
-    rejected: int = 0
+    rejected: Counter[UnsafeReason] = field(default_factory=Counter)
     overruns: int = 0
     skipped: int = 0
     discarded: int = 0

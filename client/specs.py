@@ -9,12 +9,11 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from client.errors import InvalidRequestError, ServerFaultError
+from client.errors import InvalidRequestError
 from client.field_checks import all_finite, dtype_name, integer, number, positive_seconds, text
 
 ALLOWED_DTYPES = ("float32", "uint8")
 _MAX_NAME_BYTES = 100
-_ROUNDING = 1e-5  # relative to a limit; some 80 units in the last place of a float32
 
 
 @dataclass(frozen=True)
@@ -167,32 +166,6 @@ class PolicySpec:
         what = f"missing {missing}" if missing else f"unknown {unknown}"
         msg = f"observation: {what}, expected exactly {list(self.observation)}"
         raise InvalidRequestError(msg)
-
-    def validate_action(self, action: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """One action, float32 [action_dim], that is safe to command.
-
-        An excess over a limit that float32 rounding explains is clipped away, so that what comes
-        out is within the limits exactly.
-
-        Raises:
-            ServerFaultError: wrong shape, not finite, or out of limits by more than rounding.
-        """
-        if action.shape != (self.action_dim,):
-            msg = f"action: expected shape ({self.action_dim},), got {action.shape}"
-            raise ServerFaultError(msg)
-        low = np.array(self.action_minimum, dtype=np.float32)
-        high = np.array(self.action_maximum, dtype=np.float32)
-        clipped: npt.NDArray[np.float32] = np.clip(action, low, high).astype(np.float32)
-        rounding = _ROUNDING * np.maximum(np.abs(low), np.abs(high))
-        wrong = ~(np.abs(action - clipped) <= rounding)  # NaN compares false, hence is wrong
-        if wrong.any():
-            i = int(np.argmax(wrong))
-            msg = (
-                f"action.{self.action_names[i]}: expected a finite number in "
-                f"{self.action_minimum[i]:g}..{self.action_maximum[i]:g}, got {action[i]}"
-            )
-            raise ServerFaultError(msg)
-        return clipped
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON and msgpack types; inverse of `from_dict`."""

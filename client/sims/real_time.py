@@ -30,6 +30,7 @@ class RealTimeRobot:
     next `observe` makes up for them with the robot's safe action: a slow loop loses that time.
 
     Attributes:
+        limits: of the simulated robot.
         simulation: what is driven, e.g. to take pictures of.
         task: what the present episode asks for.
         missed_ticks: ticks of the present episode in which nothing was applied.
@@ -55,6 +56,7 @@ class RealTimeRobot:
         if not pool:
             raise ValueError("RealTimeRobot.pool: expected at least one (start, task), got none")
         self._spec = robot.spec
+        self.limits = robot.limits
         self._low = np.array(robot.spec.action_minimum) - _TOLERANCE
         self._high = np.array(robot.spec.action_maximum) + _TOLERANCE
         self._pool = list(pool)

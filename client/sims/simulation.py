@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 import client.sims
+from client.action_limits import ActionLimits
 from client.specs import PolicySpec
 
 StartT = TypeVar("StartT")
@@ -67,6 +68,7 @@ class SimulatedRobot:
         spec: what its policies take and give; spec.task is NAME.
         tasks: what it can be asked for.
         episode_ticks: after so many an episode is over at the latest.
+        max_change: of each action dimension from one tick to the next; see `ActionLimits`.
         simulation: makes one.
         phrasings: name of a list ("known", "validation", "unseen") or path of a JSON file → task →
             what people say.
@@ -75,8 +77,14 @@ class SimulatedRobot:
     spec: PolicySpec
     tasks: tuple[str, ...]
     episode_ticks: int
+    max_change: tuple[float, ...]
     simulation: Callable[[], Simulation[Any]]
     phrasings: Callable[[str], dict[str, list[str]]]
+
+    @property
+    def limits(self) -> ActionLimits:
+        """Of whoever drives it."""
+        return ActionLimits(self.spec.action_minimum, self.spec.action_maximum, self.max_change)
 
 
 def robot_names() -> list[str]:

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from client.action_limits import ActionLimits
 from client.control_loop import ControlLoop
 from client.errors import (
     ConnectionLostError,
@@ -71,6 +72,8 @@ class SimulatedClock:
 
 class SimulatedRobot:
     """Observes and records the tick; may be slow."""
+
+    limits = ActionLimits(SPEC.action_minimum, SPEC.action_maximum, (np.inf, np.inf))
 
     def __init__(self, clock: SimulatedClock, stalls_s: Mapping[int, float] | None = None) -> None:
         self.clock = clock
@@ -200,7 +203,7 @@ def test_actions_are_executed_by_time_and_replaced_as_soon_as_newer_ones_arrive(
     assert robot.executed() == expected
     assert sorted(robot.applied) == list(range(24))
     stats = loop.drain()
-    assert (stats.control_ticks, stats.waiting, stats.starved, stats.rejected) == (24, 3, 0, 0)
+    assert (stats.control_ticks, stats.waiting, stats.starved) == (24, 3, 0)
     assert stats.outcomes == {"on_time": 6}
     assert stats.miss_rate == 0.0
     for n, record in enumerate(stats.requests):
@@ -287,26 +290,56 @@ def test_a_server_that_is_gone_and_comes_back() -> None:
 
 
 @pytest.mark.parametrize(
-    "actions",
+    ("actions", "reason"),
     [
-        np.zeros((9, 2), np.float32),
-        np.zeros((10, 3), np.float32),
+        (np.zeros((9, 2), np.float32), "shape"),
+        (np.zeros((10, 3), np.float32), "shape"),
+        (np.where(np.arange(20).reshape(10, 2) == 19, 1.1e6, np.float32(0)), "limits"),
     ],
 )
-def test_a_chunk_that_is_no_chunk_is_a_server_fault(actions: np.ndarray) -> None:
-    loop, robot, _ = simulate(lambda i: (0.005, actions if i == 1 else None))
+def test_a_chunk_that_is_not_safe_is_a_server_fault_and_the_one_before_goes_on(
+    actions: np.ndarray, reason: str
+) -> None:
+    loop, robot, _ = simulate(lambda i: (0.005, actions if i in (1, 2) else None))
+    steps(loop, 16)
+    # request 0 lasts until tick 9; request 3 is due at tick 12
+    expected = {k: [k, 0] for k in range(1, 10)} | {k: [k, 3] for k in range(13, 16)}
+    assert robot.executed() == expected
+    stats = loop.drain()
+    assert stats.outcomes == {"on_time": 2, "fault": 2}
+    assert stats.rejected == {reason: 2}
+    assert stats.starved == 3
+    assert "actions" in str(stats.requests[1].error)
+
+
+def test_a_jump_never_reaches_the_robot(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = ActionLimits((-1e6, -1e6), (1e6, 1e6), (5.0, np.inf))
+    monkeypatch.setattr(SimulatedRobot, "limits", limits)
+    jump = np.full((10, 2), 500.0, np.float32)
+    loop, robot, _ = simulate(lambda i: (0.005, jump if i == 1 else None))
     steps(loop, 12)
-    assert robot.executed() == {k: [k, 2 if k > 8 else 0] for k in range(1, 12)}
-    assert loop.drain().outcomes == {"on_time": 2, "fault": 1}
+    assert robot.executed() == {k: [k, 0 if k < 9 else 2] for k in range(1, 12)}
+    stats = loop.drain()
+    assert stats.outcomes == {"on_time": 3}  # what it answered was as it should be
+    assert stats.rejected == {"change": 1}
+    assert [r.staleness_s is None for r in stats.requests] == [False, True, False]
 
 
-def test_an_action_out_of_limits_never_reaches_the_robot() -> None:
-    actions = np.zeros((10, 2), np.float32)
-    actions[2:4, 1] = 1.1e6
-    loop, robot, _ = simulate(lambda _: (0.005, actions))
-    steps(loop, 5)
-    assert [robot.applied[k][0] for k in range(5)] == [SAFE, 0, SAFE, SAFE, 0]
-    assert (loop.stats.rejected, loop.stats.starved, loop.stats.waiting) == (2, 0, 1)
+def test_the_first_action_is_compared_with_the_safe_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = ActionLimits((-1e6, -1e6), (1e6, 1e6), (5.0, np.inf))
+    monkeypatch.setattr(SimulatedRobot, "limits", limits)
+    far = np.full((10, 2), 9.0, np.float32)  # the safe action is −1
+    loop, robot, _ = simulate(lambda _: (0.0, far))
+    steps(loop, 8)
+    assert robot.executed() == {}
+    assert loop.stats.rejected == {"change": 2}
+    assert loop.stats.waiting + loop.stats.starved == 8
+
+
+def test_a_robot_of_other_dimensions_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SimulatedRobot, "limits", ActionLimits((0.0,), (1.0,), (1.0,)))
+    with pytest.raises(ValueError, match=r"robot\.limits: expected 2 dimensions.*got 1"):
+        simulate(lambda _: (0.0, None))
 
 
 def test_a_new_instruction_counts_from_the_next_request_on() -> None:
@@ -447,7 +480,8 @@ def test_whatever_happens(
     assert all((r.latency_s or 0) > BUDGET_S for r in answered if r.outcome == "late")
     assert stats.control_ticks == sum(episodes)
     assert executed == stats.control_ticks - stats.waiting - stats.starved
-    assert stats.rejected == stats.unmatched == 0
+    assert not stats.rejected
+    assert stats.unmatched == 0
     assert len({a.request_id for a in policy.asked}) == len(policy.asked)
 
 
@@ -456,6 +490,8 @@ def test_whatever_happens(
 
 class Recorder:
     """A robot whose observation is how often it was observed."""
+
+    limits = SimulatedRobot.limits
 
     def __init__(self) -> None:
         self.observed = itertools.count()

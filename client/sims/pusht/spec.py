@@ -21,6 +21,8 @@ TASKS = tuple(GOALS)
 
 CONTROL_PERIOD_S = 0.1
 TIMEOUT_TICKS = 300
+MAX_CHANGE = (math.inf, math.inf)
+"""A target that jumps does no harm: the finger takes its time to get there."""
 FULL_COVERAGE = 0.95
 """Share of the outline that is covered when an episode counts as solved, and scores 1."""
 
