@@ -21,6 +21,7 @@ from benchmarks import (
     load,
     logsnr,
     networks,
+    soak,
     steps,
     success,
     timeline,
@@ -36,6 +37,7 @@ from benchmarks.hostile import HostileConfig
 from benchmarks.load import LoadConfig
 from benchmarks.logsnr import LogsnrConfig
 from benchmarks.networks import NetworksConfig
+from benchmarks.soak import SoakConfig
 from benchmarks.steps import StepsConfig
 from benchmarks.success import SuccessConfig
 from benchmarks.timeline import TimelineConfig
@@ -53,6 +55,7 @@ _MAIN: dict[type[Any], Callable[[Any], None]] = {
     LoadConfig: load.main,
     LogsnrConfig: logsnr.main,
     NetworksConfig: networks.main,
+    SoakConfig: soak.main,
     StepsConfig: steps.main,
     SuccessConfig: success.main,
     TimelineConfig: timeline.main,
@@ -100,6 +103,10 @@ def main() -> None:
         | Annotated[
             NetworksConfig,
             subcommand("networks", description="What networks cost here, and what they achieve."),
+        ]
+        | Annotated[
+            SoakConfig,
+            subcommand("soak", description="All that can go wrong, at once: lost, or unsafe?"),
         ]
         | Annotated[
             StepsConfig,

@@ -19,7 +19,7 @@ from client.errors import OverloadedError
 Embedding = npt.NDArray[np.float32]
 
 _REST = 1.0
-"""After an embedding, so many times as long as it took."""
+"""After an embedding, so many times the processor time that it took."""
 
 
 class InstructionCache:
@@ -75,13 +75,13 @@ class InstructionCache:
 
     def _embed(self, instruction: str) -> Embedding:
         time.sleep(max(0.0, self._rests_until_s - time.monotonic()))
-        begun_s = time.monotonic()
+        begun_s = time.thread_time()
         try:
             embedding: Embedding = self._encode([instruction])[0]
-            return embedding
         finally:
-            ended_s = time.monotonic()
-            self._rests_until_s = ended_s + _REST * (ended_s - begun_s)
+            worked_s = time.thread_time() - begun_s
+            self._rests_until_s = time.monotonic() + _REST * worked_s
+        return embedding
 
     def forget(self, instruction: str) -> None:
         """Nobody waits for it any more; it is not embedded unless that has begun."""

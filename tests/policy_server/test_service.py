@@ -239,8 +239,9 @@ def test_half_of_the_time_no_instruction_is_embedded():
     busy_s = []
 
     def encode(texts):
-        begun_s = time.monotonic()
-        time.sleep(0.02)
+        begun_s, until_s = time.monotonic(), time.thread_time() + 0.02
+        while time.thread_time() < until_s:
+            pass
         busy_s.append((begun_s, time.monotonic()))
         return np.zeros((len(texts), 3), np.float32)
 
@@ -250,8 +251,8 @@ def test_half_of_the_time_no_instruction_is_embedded():
     while cache.pending:
         cache.collect()
     cache.close()
-    for (begun_s, ended_s), (next_s, _) in itertools.pairwise(busy_s):
-        assert next_s - ended_s >= 0.95 * (ended_s - begun_s)
+    for (_, ended_s), (next_s, _) in itertools.pairwise(busy_s):
+        assert next_s - ended_s >= 0.019
 
 
 def test_the_cache_forgets_what_was_used_longest_ago():
