@@ -38,7 +38,6 @@ from client.messages import (
 from client.specs import ALLOWED_DTYPES, PolicySpec
 
 __all__ = [
-    "DEFAULT_LIMITS",
     "PROTOCOL_VERSION",
     "REPLY_LIMITS",
     "ActRequest",
@@ -88,7 +87,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class WireLimits:
-    """The largest message that is accepted; the defaults are for requests.
+    """The largest message that is accepted.
 
     While a hostile header is unpacked, up to 1024 nested lists of max_items pointers each can exist
     (1024 is msgpack's depth limit); so requests get by with few.
@@ -135,9 +134,6 @@ class WireLimits:
         """For ZMQ_MAXMSGSIZE, so that a larger frame is never received at all."""
         return max(self.max_header_bytes, self.max_array_bytes)
 
-
-DEFAULT_LIMITS = WireLimits()
-"""What a server accepts unless it is configured otherwise."""
 
 REPLY_LIMITS = WireLimits(max_items=4096)
 """What a client accepts: a reply lists every timestep, and metadata the name of every number."""

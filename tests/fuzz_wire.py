@@ -47,7 +47,7 @@ def split(data):
 def try_one(data):
     """Decode as a server does, and as a client."""
     frames = split(data)
-    for limits in (wire.DEFAULT_LIMITS, wire.REPLY_LIMITS):
+    for limits in (wire.WireLimits(), wire.REPLY_LIMITS):
         try:
             message = wire.decode(frames, limits)
         except PolicyError as error:

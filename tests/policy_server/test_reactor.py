@@ -55,7 +55,7 @@ def too_large(request):
 
 @pytest.fixture
 def reactor():
-    return Reactor(wire.DEFAULT_LIMITS)
+    return Reactor(wire.WireLimits())
 
 
 @pytest.fixture
