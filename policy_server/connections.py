@@ -45,11 +45,13 @@ class _Connection:
             when ZeroMQ closes its own.
         received: bytes until the last look at which all its messages so far had been handed over.
         since_s: when that was.
+        spoke: a message of it has been read.
     """
 
     endpoint: socket.socket
-    received: int
     since_s: float
+    received: int = 0
+    spoke: bool = False
 
     def bytes_received(self) -> int:
         """By TCP, since it was opened; 0 where that cannot be known."""
@@ -85,7 +87,8 @@ class Connections:
     Args:
         context: of the socket.
         watched: not yet bound.
-        most: connections at one time; whoever comes later is turned away.
+        most: connections at one time; whoever comes later takes the place of one that has not
+            said anything, or is turned away.
         max_unread_bytes: that a connection may send without a whole message being read of it.
     """
 
@@ -143,6 +146,7 @@ class Connections:
             received = connection.bytes_received()
             if descriptor in self._heard_of:
                 connection.received, connection.since_s = received, now_s
+                connection.spoke = True
                 continue
             allowed = self._max_unread_bytes + _HEARTBEATS_BYTES_PER_S * (
                 now_s - connection.since_s
@@ -162,14 +166,26 @@ class Connections:
 
     def _accepted(self, descriptor: int, now_s: float) -> None:
         try:
-            endpoint = socket.socket(fileno=os.dup(descriptor))
+            own = os.dup(descriptor)
         except OSError:  # closed again meanwhile
             return
-        connection = _Connection(endpoint, 0, now_s)
-        if len(self._open) >= self._most:
+        try:
+            connection = _Connection(socket.socket(fileno=own), now_s)
+        except OSError:  # and used for a file
+            os.close(own)
+            return
+        if len(self._open) >= self._most and not self._make_room():
             self._drop(connection)
         else:
             self._open[descriptor] = connection
+
+    def _make_room(self) -> bool:
+        """Drop who has been here longest without a word, if anybody has: it costs nothing to be."""
+        for descriptor, connection in self._open.items():
+            if not connection.spoke and descriptor not in self._heard_of:
+                self._drop(self._open.pop(descriptor))
+                return True
+        return False
 
     def _drop(self, connection: _Connection) -> None:
         """ZeroMQ will find it closed by the other side, and close it, too."""

@@ -20,7 +20,7 @@ from policy_server.unread import Unread
 
 log = logging.getLogger(__name__)
 
-_IDLE_POLL_MS = 20
+_IDLE_POLL_MS = 20  # not longer, so that connections are checked
 _ENCODING_POLL_MS = 1
 _READABLE = int(zmq.POLLIN)  # an enum's & takes half as long as the call that it is applied to
 _RECEIVE_S = 0.003
@@ -78,7 +78,8 @@ class Reactor:
             (zmq.TCP_KEEPALIVE_CNT, 3),
         ):
             self._socket.setsockopt(option, value)
-        max_unread_bytes = _RECEIVE_HIGH_WATER_MARK * limits.max_frame_bytes
+        most_frames = max(_RECEIVE_HIGH_WATER_MARK, limits.max_frames)
+        max_unread_bytes = most_frames * limits.max_frame_bytes
         self._connections = Connections(self._context, self._socket, max_clients, max_unread_bytes)
         self._checked_s = time.monotonic()
         if keys is not None:

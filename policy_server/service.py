@@ -42,6 +42,10 @@ from policy_server.requests import Answer, EngineRequest, Outcome, Refusal, Requ
 
 log = logging.getLogger(__name__)
 
+_NEW_INSTRUCTIONS = 4
+"""Of the requests that a client may have inside, one in so many may wait for its instruction's
+encoding: there is room for few of them."""
+
 Address = bytes
 """Where a reply goes; opaque here."""
 
@@ -160,6 +164,14 @@ class Service:
         others = sum(session != request.session_id for session, _ in self._awaiting)
         if others >= self._metadata.limits["max_in_flight"]:
             msg = f"queue: {others} requests wait for their instruction's encoding already"
+            raise OverloadedError(msg)
+        most = max(1, self._metadata.limits["max_in_flight_per_client"] // _NEW_INSTRUCTIONS)
+        mine = sum(
+            other.address == asked.address and session != request.session_id
+            for (session, _), other in self._awaiting.items()
+        )
+        if mine >= most:
+            msg = f"queue: {mine} requests of this client wait for their instruction's encoding"
             raise OverloadedError(msg)
         self._instructions.ask(request.instruction)
         self._awaiting[key] = asked

@@ -235,6 +235,18 @@ def test_requests_of_one_client_are_bounded_and_those_of_others_are_not(rig):
     assert rig.service._inside_of == {}
 
 
+def test_one_client_cannot_fill_the_queue_of_new_instructions(rig):
+    rig.encoder.free.clear()
+    observation = {"state": np.full((1, 3), 0.25, np.float32)}
+    one, two = (ActRequest(name, 1, observation, f"new {name}", 1.0) for name in ("one", "two"))
+    rig.service.handle(b"greedy", one, rig.world.clock())
+    with pytest.raises(OverloadedError, match="queue: 1 requests of this client wait"):
+        rig.service.handle(b"greedy", two, rig.world.clock())
+    rig.service.handle(b"another", two, rig.world.clock())
+    rig.encoder.free.set()
+    assert sorted(address for address, _ in rig.run()) == [b"another", b"greedy"]
+
+
 def test_half_of_the_time_no_instruction_is_embedded():
     busy_s = []
 
