@@ -20,9 +20,9 @@ BOMBS = [b"\x91" * 60_000, b"\x81\xa1a" * 20_000, b"\xdc\x10\x00" * 20_000, b"\x
 
 @st.composite
 def hostile_reply(draw, chunk):
-    """Frames: any message, or the right one, with something changed; or noise, or a bomb."""
+    """Frames: any message, or the right one, with something changed or as it is; noise; a bomb."""
     frames = raw(draw(MESSAGES | st.just(chunk)))
-    match draw(st.integers(0, 4)):
+    match draw(st.integers(0, 5)):
         case 0:
             header = replace_somewhere(msgpack.unpackb(frames[0]), draw(JUNK), draw(st.data()))
             return [msgpack.packb(header), *frames[1:]]
@@ -36,6 +36,8 @@ def hostile_reply(draw, chunk):
             )
         case 3:
             return draw(st.lists(st.binary(max_size=200), min_size=1, max_size=4))
+        case 4:
+            return raw(chunk)
     return [draw(st.sampled_from(BOMBS))]
 
 
