@@ -5,7 +5,7 @@ import os
 import socket
 import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import msgpack
@@ -123,10 +123,12 @@ def test_whoever_sends_many_whole_messages_is_served_for_ever():
 
 
 def test_clients_are_bounded_and_a_place_is_free_when_one_leaves(caplog):
-    with serving(max_clients=2) as address, PolicyClient(address) as first:
+    with serving(max_clients=2) as address, ExitStack() as stack:
+        first = stack.enter_context(PolicyClient(address))
         first.ping(timeout_s=5.0)
-        with PolicyClient(address) as second, PolicyClient(address) as third:
+        with PolicyClient(address) as second:
             second.ping(timeout_s=5.0)
+            third = stack.enter_context(PolicyClient(address))
             assert not pinged(third)
             assert "more than 2 at one time" in caplog.text
             assert [r.levelno for r in caplog.records] == [logging.WARNING]  # and no flood of them
