@@ -66,7 +66,8 @@ class ServerConfig:
         max_in_flight: requests inside at one time; more are refused at once.
         max_in_flight_per_client: the same for those of one connection; more than a few are of use
             only where many robots share one.
-        max_clients: connections at one time; whoever comes later is turned away.
+        max_clients: connections at one time; whoever comes later is turned away, unless somebody
+            has not said anything yet.
         max_call_ms: no network call of more requests at once is made than takes so long; nobody
             waits longer to be looked at.
         min_steps: in place of the checkpoint's own, below which chunks are of no use.
