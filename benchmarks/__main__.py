@@ -18,12 +18,14 @@ from benchmarks import (
     guidance,
     hog,
     hostile,
+    hygiene,
     load,
     logsnr,
     networks,
     soak,
     steps,
     success,
+    swaps,
     timeline,
     tune,
 )
@@ -34,12 +36,14 @@ from benchmarks.film import FilmConfig
 from benchmarks.guidance import GuidanceConfig
 from benchmarks.hog import HogConfig
 from benchmarks.hostile import HostileConfig
+from benchmarks.hygiene import HygieneConfig
 from benchmarks.load import LoadConfig
 from benchmarks.logsnr import LogsnrConfig
 from benchmarks.networks import NetworksConfig
 from benchmarks.soak import SoakConfig
 from benchmarks.steps import StepsConfig
 from benchmarks.success import SuccessConfig
+from benchmarks.swaps import SwapsConfig
 from benchmarks.timeline import TimelineConfig
 from benchmarks.tune import TuneConfig
 from client import PolicyError
@@ -52,12 +56,14 @@ _MAIN: dict[type[Any], Callable[[Any], None]] = {
     GuidanceConfig: guidance.main,
     HogConfig: hog.main,
     HostileConfig: hostile.main,
+    HygieneConfig: hygiene.main,
     LoadConfig: load.main,
     LogsnrConfig: logsnr.main,
     NetworksConfig: networks.main,
     SoakConfig: soak.main,
     StepsConfig: steps.main,
     SuccessConfig: success.main,
+    SwapsConfig: swaps.main,
     TimelineConfig: timeline.main,
     TuneConfig: tune.main,
 }
@@ -93,6 +99,10 @@ def main() -> None:
             subcommand("hostile", description="One robot beside a hostile client."),
         ]
         | Annotated[
+            HygieneConfig,
+            subcommand("hygiene", description="Whether the server's real-time measures help."),
+        ]
+        | Annotated[
             LoadConfig,
             subcommand("load", description="How many robots a server carries, in real time."),
         ]
@@ -114,6 +124,10 @@ def main() -> None:
         ]
         | Annotated[
             SuccessConfig, subcommand("success", description="Task success in simulated time.")
+        ]
+        | Annotated[
+            SwapsConfig,
+            subcommand("swaps", description="What robots notice while models are swapped."),
         ]
         | Annotated[
             TimelineConfig,

@@ -249,7 +249,10 @@ def run(config: DeadlinesConfig, console: Console) -> list[dict[str, Any]]:
 def write_requests(path: Path, records: dict[_Case, list[RequestRecord]]) -> None:
     """Raw samples: one line a request."""
     names = [one.name for one in fields(RequestRecord)]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with (
+        results.written_whole(path) as partial,
+        partial.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["num_steps_asked", "background", *names])
         for case, requests in records.items():

@@ -104,6 +104,7 @@ class FleetRecord:
         rows_per_call: float64 [requests], mean number of requests in its network calls, itself
             included; nan without an answer.
         queue_s: float64 [requests], in the server before any work; nan without an answer.
+        model_id: str [requests], of the model that answered; empty without an answer.
         send_delay_s: float64 [requests], from due to the sending: how far the generator itself was
             behind; nan if it was not sent.
         started_at_s: `time.monotonic()` at the start of the run.
@@ -118,6 +119,7 @@ class FleetRecord:
     num_steps: npt.NDArray[np.int64]
     rows_per_call: npt.NDArray[np.float64]
     queue_s: npt.NDArray[np.float64]
+    model_id: npt.NDArray[np.str_]
     send_delay_s: npt.NDArray[np.float64]
     started_at_s: float
     cpu_s: float
@@ -307,6 +309,7 @@ def _merged(jobs: Sequence[Job], notes: Sequence[Notes], started_at_s: float) ->
         num_steps=np.concatenate([one.num_steps for one in notes])[order],
         rows_per_call=joined("rows_per_call"),
         queue_s=joined("queue_s"),
+        model_id=np.concatenate([one.model_id for one in notes])[order],
         send_delay_s=joined("send_delay_s"),
         started_at_s=started_at_s,
         cpu_s=float(sum(one.cpu_s for one in notes)),

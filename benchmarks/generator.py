@@ -18,7 +18,7 @@ import select
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -117,6 +117,7 @@ class Notes:
         num_steps: int64 [requests], executed; 0 without an answer.
         rows_per_call: float64 [requests], that shared its network calls; nan without an answer.
         queue_s: float64 [requests], in the server before any work; nan without an answer.
+        model_id: str [requests], of the model that answered; empty without an answer.
         cpu_s: float64 [], used by this process between the first and the last counted request.
     """
 
@@ -126,6 +127,7 @@ class Notes:
     num_steps: npt.NDArray[np.int64]
     rows_per_call: npt.NDArray[np.float64]
     queue_s: npt.NDArray[np.float64]
+    model_id: npt.NDArray[np.str_]
     cpu_s: npt.NDArray[np.float64]
 
     @classmethod
@@ -139,6 +141,7 @@ class Notes:
             num_steps=np.zeros(requests, np.int64),
             rows_per_call=unknown[2],
             queue_s=unknown[3],
+            model_id=np.zeros(requests, "U1"),
             cpu_s=np.zeros(()),
         )
 
@@ -251,6 +254,7 @@ class Generator:
             for row in range(len(job.instruction))
         ]
         self._sent_s: dict[int, float] = {}
+        self._model_id = [""] * len(job.due_s)
 
     def run(self, start_s: float) -> Notes:
         """Send every request when it is due; return when each is settled or lost.
@@ -285,7 +289,7 @@ class Generator:
             elif self._sent_s and now_s < end_s:
                 self.line.wait(end_s - now_s)
             else:
-                return self._notes
+                return replace(self._notes, model_id=np.array(self._model_id))
 
     def _send(self, index: int, now_s: float) -> None:
         """What `PolicyClient.submit` does, for request `index`."""
@@ -344,6 +348,7 @@ class Generator:
                 notes.num_steps[index] = reply.num_steps
                 notes.rows_per_call[index] = reply.rows_per_call
                 notes.queue_s[index] = timing.queue_s
+                self._model_id[index] = reply.model_id
             case ErrorReply() if isinstance(reply.to_error(), CannotServeError):
                 self._settle(index, _REFUSED, latency_s)
             case _:

@@ -265,11 +265,8 @@ def write_requests(path: Path, record: FleetRecord, beside_hog: npt.NDArray[np.b
         for number, policy in enumerate(POLICIES)
         for name, values in columns.items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    with results.written_whole(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **samples)
-    partial.replace(path)
 
 
 def main(config: HogConfig) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks import results
 from client import CannotServeError, ConnectionLostError, PolicyClient, PolicyError
 from client.history import ObservationHistory
 from client.outstanding import Chunk
@@ -291,9 +292,11 @@ def write_samples(path: Path, samples: Samples) -> None:
     Raises:
         ValueError: one has a key that the first has not.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     columns = [*(samples[0][0] if samples else ()), "latency_s"]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with (
+        results.written_whole(path) as partial,
+        partial.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         for of, seconds in samples:

@@ -243,11 +243,8 @@ def write_requests(path: Path, records: Mapping[Case, FleetRecord]) -> None:
             "num_steps": record.num_steps.astype(np.uint16),
         }
         columns |= {f"{case.engine}.{case.robots}.{name}": mine[name] for name in mine}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    with results.written_whole(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **columns)  # type: ignore[arg-type]  # takes them for allow_pickle
-    partial.replace(path)
 
 
 def start_server(stack: ExitStack, engine: EngineName, config: LoadConfig) -> ServerProcess:

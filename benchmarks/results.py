@@ -7,7 +7,8 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -61,11 +62,35 @@ def _shown(value: object) -> str:
     return str(value)
 
 
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of `path` in the end; if that fails, nothing does.
+
+    Raises:
+        OSError: it cannot be written, e.g. since the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        msg = (
+            f"{path}: cannot be written ({error.strerror or error}); what was there before is "
+            "untouched; make room, or name another folder with --out"
+        )
+        raise OSError(msg) from error
+
+
 def write_results(
     folder: Path, name: str, config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
 ) -> Path:
-    """Write `folder/name.json` in one piece: command, machine, configuration, one row a case."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `folder/name.json` in one piece: command, machine, configuration, one row a case.
+
+    Raises:
+        OSError: it cannot be written; what was there is still there.
+    """
     path = folder / f"{name}.json"
     content = {
         "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
@@ -74,7 +99,6 @@ def write_results(
         "config": config,
         "rows": rows,
     }
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1, default=_shown) + "\n", "utf-8")
-    partial.replace(path)
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps(content, indent=1, default=_shown) + "\n", "utf-8")
     return path

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 READY_WITHIN_S = 120.0
 STOPPED_WITHIN_S = 10.0
@@ -27,10 +28,18 @@ class ServerProcess:
     Attributes:
         address: where it listens.
         process: to signal or kill it.
+        stderr: the file that its log goes to.
     """
 
     address: str
     process: subprocess.Popen[str]
+    stderr: IO[str]
+
+    @property
+    def log(self) -> str:
+        """What it has logged so far."""
+        fd = self.stderr.fileno()  # of which it has the other end, and the position with it
+        return os.pread(fd, os.fstat(fd).st_size, 0).decode(errors="replace")
 
     @property
     def cpu_s(self) -> float | None:
@@ -90,7 +99,7 @@ def running_server(
             last = "".join(log.readlines()[-_LAST_LINES:])
             msg = f"the server did not become ready: {shlex.join(command)}\n{last}"
             raise RuntimeError(msg)
-        yield ServerProcess(line.split()[1], process)
+        yield ServerProcess(line.split()[1], process, log)
     finally:
         _stop(process)
         log.close()

@@ -47,9 +47,16 @@ class Connection:
             (zmq.MAXMSGSIZE, max_frame_bytes),
             (zmq.IMMEDIATE, 1),  # nothing piles up for a server that is not there
             (zmq.RECONNECT_IVL, 50),
-            (zmq.RECONNECT_IVL_MAX, 1000),
-            (zmq.HEARTBEAT_IVL, 1000),  # notices a host that vanished without a goodbye
-            (zmq.HEARTBEAT_TIMEOUT, 3000),
+            (zmq.RECONNECT_IVL_MAX, 500),  # a robot must be back within a second of its server
+            (zmq.CONNECT_TIMEOUT, 1000),  # TCP alone would wait for minutes, ever more rarely
+            (zmq.HANDSHAKE_IVL, 2000),  # and for whoever accepts and then says nothing
+            # notices a host that vanished without a goodbye, as ZeroMQ's heartbeats would; but one
+            # of those behind 64 unread messages aborts a libzmq 4.3.5 that serves, if we are gone
+            (zmq.TCP_KEEPALIVE, 1),
+            (zmq.TCP_KEEPALIVE_IDLE, 1),
+            (zmq.TCP_KEEPALIVE_INTVL, 1),
+            (zmq.TCP_KEEPALIVE_CNT, 3),
+            (zmq.TCP_MAXRT, 3000),
         ):
             self._socket.setsockopt(option, value)
         if keys is not None:

@@ -162,6 +162,7 @@ class ControlLoop:
         )
         self._asked: dict[int, _Asked] = {}
         self._last_outcome: Outcome = "on_time"
+        self._model_id: str | None = None
         self._episode = 0
         self.begin_episode()
 
@@ -286,6 +287,12 @@ class ControlLoop:
         record.latency_s = chunk.latency_s
         record.num_steps = chunk.num_steps
         record.nfe = chunk.nfe
+        record.model_id = chunk.model_id
+        if chunk.model_id != self._model_id and self._model_id is not None:
+            _log.warning(
+                "answers are of model %s now, no more of %s", chunk.model_id, self._model_id
+            )
+        self._model_id = chunk.model_id
         self._settle(record, "late" if chunk.late else "on_time")
 
     def _settle_error(self, record: RequestRecord, error: PolicyError, episode: int) -> None:

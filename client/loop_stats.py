@@ -26,6 +26,7 @@ class RequestRecord:
         latency_s: from due_s to the arrival of the answer; None without an answer.
         num_steps: denoising steps of the answer.
         nfe: network rows of the answer.
+        model_id: of the model that answered.
         staleness_s: age of the newest observation when the first of its actions was executed; None
             if none was.
         error: message of the error, if that was the answer.
@@ -37,6 +38,7 @@ class RequestRecord:
     latency_s: float | None = None
     num_steps: int | None = None
     nfe: int | None = None
+    model_id: str | None = None
     staleness_s: float | None = None
     error: str | None = None
 

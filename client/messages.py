@@ -202,6 +202,7 @@ class ActionChunk:
         rows_per_call: mean number of requests that shared its network calls, itself included.
         deadline_met: the server's verdict, by its own clock.
         model_id: of the checkpoint that answered.
+        spec_id: of its specification; another than the metadata's means that it is another robot's.
         guidance_scale: w that was used.
         eta: that was used.
         seed: that was used; asking with it again repeats the answer.
@@ -216,6 +217,7 @@ class ActionChunk:
     rows_per_call: float
     deadline_met: bool
     model_id: str
+    spec_id: str
     guidance_scale: float
     eta: float
     seed: int
@@ -233,6 +235,7 @@ class ActionChunk:
         if not all_finite(self.actions):
             raise ValueError("actions: expected finite numbers, got NaN or infinity")
         text("model_id", self.model_id, MAX_NAME_BYTES)
+        text("spec_id", self.spec_id, MAX_NAME_BYTES)
         checked: dict[str, Any] = {
             "request_id": integer("request_id", self.request_id, 0),
             "num_steps": integer("num_steps", self.num_steps, 1),
@@ -281,6 +284,7 @@ class Metadata:
     Attributes:
         model_id: of the checkpoint.
         spec: observation, action, horizon and periods.
+        spec_id: the same for the same spec, and for no other; every `ActionChunk` has it.
         min_steps: fewest denoising steps whose actions are any good.
         max_useful_steps: steps beyond which the actions get no better.
         max_steps: T, the most that a request may ask for.
@@ -293,6 +297,7 @@ class Metadata:
 
     model_id: str
     spec: PolicySpec
+    spec_id: str
     min_steps: int
     max_useful_steps: int
     max_steps: int
@@ -304,7 +309,7 @@ class Metadata:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        for field in ("model_id", "backend", "server_version"):
+        for field in ("model_id", "spec_id", "backend", "server_version"):
             text(f"metadata.{field}", getattr(self, field), MAX_NAME_BYTES)
         integer("metadata.protocol_version", self.protocol_version, 1)
         integer("metadata.max_steps", self.max_steps, 1)

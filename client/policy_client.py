@@ -19,7 +19,13 @@ from typing import Any, TypeVar, cast
 import numpy.typing as npt
 
 from client.connection import HIGH_WATER_MARK, Connection, Context
-from client.errors import ConnectionLostError, DeadlineError, InvalidRequestError, PolicyError
+from client.errors import (
+    ConnectionLostError,
+    DeadlineError,
+    InvalidRequestError,
+    PolicyError,
+    ProtocolError,
+)
 from client.field_checks import positive_seconds
 from client.keys import ClientKeys
 from client.messages import (
@@ -99,7 +105,11 @@ class PolicyClient:
         return self._outstanding.dropped
 
     def metadata(self, *, timeout_s: float = 1.0) -> Metadata:
-        """Ask what the server serves; from then on observations are checked before they are sent.
+        """Ask what the server serves; what is sent and answered from then on is held to its spec.
+
+        A server that was restarted with another model goes on unnoticed (each chunk has its
+        model_id) if that has the same specification; if not, answers come up as `ProtocolError`
+        until this is called again.
 
         Raises:
             ConnectionLostError: no answer within `timeout_s`.
@@ -332,12 +342,25 @@ class PolicyClient:
             result = self._outstanding.settle(reply, now_s)
             if isinstance(result, Chunk):
                 self._margin.add(result.round_trip_s, result.timing.total_s)
+                result = self._checked_spec(result)
             if result is not None:
                 self._settled.append(result)
         for sent, lost in self._outstanding.expire(self._clock()):
             self._settled.append(lost)
             if sent.expects is ActionChunk and lost.request_id is not None:
                 self._send_cancel(lost.request_id)
+
+    def _checked_spec(self, chunk: Chunk) -> Chunk | ProtocolError:
+        """Its actions may mean anything if they are not of the specification that we know."""
+        known = self._metadata
+        if known is None or chunk.spec_id == known.spec_id:
+            return chunk
+        msg = (
+            f"reply: expected actions of {known.model_id}'s specification ({known.spec_id}), got "
+            f"some of {chunk.model_id}'s ({chunk.spec_id}); the server serves another kind of "
+            "policy now: call metadata() again if it is one for this robot"
+        )
+        return ProtocolError(msg, request_id=chunk.request_id)
 
     def _wait(self, at_most_ms: int) -> None:
         """Sleep until something arrives or expires."""
@@ -353,7 +376,8 @@ class PolicyClient:
             mine = [r for r in self._settled if r.request_id == request_id]
             if not mine and self._outstanding.is_only(request_id):
                 # what cannot be decoded can only be the answer to this one
-                mine = [r for r in self._settled if r.request_id is None]
+                lost = [r for r in self._settled if isinstance(r, ProtocolError)]
+                mine = [r for r in lost if r.request_id is None]
             if mine:
                 break
             self._wait(_LONGEST_WAIT_MS)  # ends sooner: the request expires

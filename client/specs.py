@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NoReturn
@@ -14,6 +16,7 @@ from client.field_checks import all_finite, dtype_name, integer, number, positiv
 
 ALLOWED_DTYPES = ("float32", "uint8")
 _MAX_NAME_BYTES = 100
+_SPEC_ID_DIGITS = 16
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,12 @@ class PolicySpec:
     def request_period_s(self) -> float:
         """Time between two requests: exec_steps · control_period_s."""
         return self.exec_steps * self.control_period_s
+
+    @property
+    def spec_id(self) -> str:
+        """Equal for equal specifications, and for them only."""
+        text = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:_SPEC_ID_DIGITS]
 
     def validate_observation(
         self, observation: Mapping[str, object]

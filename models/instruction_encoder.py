@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +45,12 @@ def weights_folder() -> Path:
     return Path(spec.origin).parent / "model"
 
 
+@cache
 def weights_sha256() -> str:
-    """Hash of the encoder's weights; a checkpoint names it, since its policy depends on them."""
+    """Hash of the encoder's weights; a checkpoint names it, since its policy depends on them.
+
+    Looked at once: a program goes on with the weights that it has loaded.
+    """
     with (weights_folder() / "model.safetensors").open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

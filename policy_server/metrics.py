@@ -10,6 +10,8 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from functools import partial
+from operator import attrgetter
 from threading import Thread
 from types import TracebackType
 from wsgiref.simple_server import WSGIRequestHandler, make_server
@@ -26,6 +28,8 @@ _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _COUNTS = (1, 2, 3, 5, 7, 10, 15, 25, 50, 100, 250, 500, 1000)
 _STAGES = ("queue", "encode", "denoise", "total")
 _ALIVE_WITHIN_S = 1.0
+_POLL_S = 0.1
+"""Whoever ends the server waits at most so long for this."""
 
 
 class Metrics:
@@ -47,7 +51,9 @@ class Metrics:
         def name(of: str) -> str:
             return f"policy_server_{of}"
 
-        Info(name("model"), "What is served.", registry=self.registry).info({"model_id": model_id})
+        self._cost = cost
+        self._model = Info(name("model"), "What is served.", registry=self.registry)
+        self._model.info({"model_id": model_id})
         self._requests = Counter(
             name("requests"),
             "Requests by what became of them: on_time, late, or the code of the error.",
@@ -76,13 +82,19 @@ class Metrics:
             buckets=_COUNTS,
             registry=self.registry,
         )
-        for of, text, read in (
-            ("slowdown", "Time of network calls now over calibrated.", lambda: cost.slowdown),
-            ("stall_seconds", "Pauses that plans allow for.", lambda: cost.stall_s),
-            ("encode_seconds", "Predicted encoding.", lambda: cost.encode.estimate_s),
-            ("prediction_error", "Stretches of calls over predicted, less 1.", lambda: cost.error),
+        for of, text, attribute in (
+            ("slowdown", "Time of network calls now over calibrated.", "slowdown"),
+            ("stall_seconds", "Pauses that plans allow for.", "stall_s"),
+            ("encode_seconds", "Predicted encoding.", "encode.estimate_s"),
+            ("prediction_error", "Stretches of calls over predicted, less 1.", "error"),
         ):
-            Gauge(name(of), text, registry=self.registry).set_function(read)
+            read = attrgetter(f"_cost.{attribute}")  # of whichever model is served then
+            Gauge(name(of), text, registry=self.registry).set_function(partial(read, self))
+
+    def replace_model(self, model_id: str, cost: CostModel) -> None:
+        """Another model is served from now on."""
+        self._cost = cost
+        self._model.info({"model_id": model_id})
 
     def turned(self) -> None:
         """The loop has come round once more."""
@@ -141,7 +153,8 @@ class MetricsServer(AbstractContextManager["MetricsServer"]):
             msg = f"--metrics-port {port}: {error}"
             raise OSError(msg) from error
         self.port = int(self._server.server_port)
-        self._thread = Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        serve = partial(self._server.serve_forever, _POLL_S)
+        self._thread = Thread(target=serve, name="metrics", daemon=True)
         self._thread.start()
         log.info("metrics at http://127.0.0.1:%d/metrics, health at /healthz", self.port)
 

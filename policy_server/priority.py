@@ -14,14 +14,17 @@ import threading
 log = logging.getLogger(__name__)
 
 
-def set_nice(nice: int) -> None:
+def set_nice(nice: int) -> bool:
     """Give this thread a nice value, -20 (first) .. 19; says in the log if it may not.
+
+    Returns:
+        Whether it has it now.
 
     The thread that encodes instructions has it, too: whoever holds the interpreter's lock must not
     be stopped by a neighbour.
     """
     if not hasattr(os, "setpriority"):
-        return
+        return False
     try:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
     except PermissionError:
@@ -30,3 +33,5 @@ def set_nice(nice: int) -> None:
             "LimitNICE=%d (systemd), ulimit -e %d or CAP_SYS_NICE, or choose --nice 0",
             *(nice, nice, 20 - nice),
         )
+        return False
+    return True

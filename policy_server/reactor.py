@@ -33,7 +33,11 @@ _RECEIVE_HIGH_WATER_MARK = 64
 _CHECK_CONNECTIONS_S = 0.02
 _HANDSHAKE_WITHIN_MS = 5000
 MAX_CLIENTS = 400
-_DRAIN_LINGER_MS = 500
+_FINISH_S, _REFUSE_S, _DRAIN_LINGER_MS = 0.4, 0.2, 100
+"""An orderly end takes less than a second: so long what is in service may take, so long whatever
+still comes is refused, and so long replies may take to whoever does not read them."""
+_QUIET_MS = 10
+"""When no message has come for so long, none is on its way within this machine."""
 _SENT_TOGETHER = 8
 """A message that is sent alone wakes ZeroMQ's thread, which takes several times as long as the rest
 of sending it; but while more messages are put together, those that are ready wait."""
@@ -134,17 +138,39 @@ class Reactor:
                 log.warning("reply to request %s not sent: %s", request_id, error)
         self._outbox.clear()
 
-    def serve(self, service: Service, stopping: Callable[[], bool]) -> None:
-        """Serve until `stopping` says so, then finish what is in service and return."""
+    def serve(
+        self,
+        service: Service,
+        stopping: Callable[[], bool],
+        between: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Serve until `stopping` says so, then finish what is in service and return.
+
+        Args:
+            service: what to serve.
+            stopping: asked every turn.
+            between: called every turn, between two network calls; takes microseconds.
+        """
         while not stopping():
+            between()
             if service.busy:
                 wait_ms = 0
             else:
                 wait_ms = _ENCODING_POLL_MS if service.encoding_instructions else _IDLE_POLL_MS
             self._turn(service, wait_ms)
+        self._drain(service)
+
+    def _drain(self, service: Service) -> None:
+        """Finish what is in service, refuse all else; no message that has come goes unanswered."""
         service.drain()
         self._flush()
-        while not service.idle:
+        until_s = time.monotonic() + _FINISH_S
+        while not service.idle and time.monotonic() < until_s:
+            self._turn(service, 0)
+        service.give_up()
+        self._flush()
+        until_s = time.monotonic() + _REFUSE_S
+        while time.monotonic() < until_s and self._socket.poll(_QUIET_MS, zmq.POLLIN):
             self._turn(service, 0)
 
     def _turn(self, service: Service, wait_ms: int) -> None:

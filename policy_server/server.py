@@ -10,11 +10,12 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
-from typing import Literal
+from typing import Literal, cast
+
+import torch
 
 from client import wire
 from client.messages import Metadata, SamplingDefaults
@@ -32,6 +33,7 @@ from policy_server.cost_model import CostModel
 from policy_server.engine import Engine, EngineLimits
 from policy_server.instruction_cache import InstructionCache
 from policy_server.metrics import Metrics, MetricsServer
+from policy_server.model_swap import ModelSwap, ReadyModel
 from policy_server.planner import Planner, StepRange
 from policy_server.priority import set_nice
 from policy_server.reactor import MAX_CLIENTS, Reactor
@@ -145,10 +147,10 @@ def _guided_step_s(backend: Backend) -> float:
     return seconds[0] + seconds[-1] / (1 << len(seconds) - 1)
 
 
-def make_service(
-    config: ServerConfig, reactor: Reactor, limits: wire.WireLimits, make_engine: EngineFactory
-) -> Service:
-    """Load, warm up and calibrate everything that stands behind the socket.
+def load_model(
+    config: ServerConfig, limits: wire.WireLimits, make_engine: EngineFactory
+) -> ReadyModel:
+    """Load a checkpoint, calibrate it and warm it up.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
@@ -181,13 +183,10 @@ def make_service(
         if isinstance(outcome, Refusal):
             msg = f"{manifest.model_id}: cannot be served: {outcome.error}"
             raise CheckpointError(msg)
-
-    encoder = InstructionEncoder()
-    encoder.encode(["warm up"])
-    instructions = InstructionCache(encoder.encode)
     metadata = Metadata(
         model_id=manifest.model_id,
         spec=manifest.spec,
+        spec_id=manifest.spec.spec_id,
         min_steps=steps.min_steps,
         max_useful_steps=steps.max_useful_steps,
         max_steps=steps.max_steps,
@@ -203,39 +202,70 @@ def make_service(
         backend=backend.name,
         server_version=version("policy_server"),
     )
-    if config.metrics_port is not None:
-        reactor.metrics = Metrics(manifest.model_id, cost, clock)
-    return Service(engine, instructions, metadata, clock, reactor.send)
+    return ReadyModel(engine, metadata, cost)
+
+
+def make_instructions() -> InstructionCache:
+    """The sentence encoder, warm, and what remembers its answers."""
+    encoder = InstructionEncoder()
+    encoder.encode(["warm up"])
+    return InstructionCache(encoder.encode)
 
 
 def serve(config: ServerConfig, make_engine: EngineFactory = Engine) -> None:
-    """Serve until SIGTERM or Ctrl-C; prints `ready ADDRESS …` once answers can be in time."""
+    """Serve until SIGTERM or Ctrl-C; prints `ready ADDRESS …` once answers can be in time.
+
+    SIGHUP has it serve the checkpoint that lies at `config.checkpoint` then, if it can.
+    """
     keys = None if config.keys is None else ServerKeys.load(config.keys)
     check_exposure(config.bind, protected=keys is not None, unencrypted=config.unencrypted)
     limits = wire.WireLimits.of_requests(checkpoint.read_manifest(config.checkpoint).spec)
     reserve_descriptors(config.max_clients)
     set_nice(config.nice)  # before any thread is started
+    torch.set_num_threads(config.num_threads)  # of what encodes instructions, too
+    stopped: list[int] = []
+    hung_up: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))  # while loading, there is nothing to finish
+    signal.signal(signal.SIGHUP, lambda number, _: hung_up.append(number))
     reactor = Reactor(limits, keys, config.max_clients)
     with ExitStack() as stack:
         stack.callback(reactor.close)
-        service = make_service(config, reactor, limits, make_engine)
-        if reactor.metrics is not None and config.metrics_port is not None:
+        engine, metadata, cost = load_model(config, limits, make_engine)
+        instructions = make_instructions()
+        service = Service(engine, instructions, metadata, time.monotonic, reactor.send)
+        stack.callback(service.close)
+        if config.metrics_port is not None:
+            reactor.metrics = Metrics(metadata.model_id, cost)
             stack.enter_context(MetricsServer(reactor.metrics, config.metrics_port))
-        stopped: list[int] = []
+        same_backend = replace(config, backend=cast("BackendName", metadata.backend))
 
-        def stop(number: int, _frame: FrameType | None) -> None:
-            stopped.append(number)
+        def load(folder: Path) -> ReadyModel:
+            return load_model(replace(same_backend, checkpoint=folder), limits, make_engine)
 
-        signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGINT, stop)
+        swap = ModelSwap(config.checkpoint, metadata, load)
+        stack.callback(swap.close)
+        del engine, cost  # of the first model: they go when another one has taken over
+
+        def swap_if_ready() -> None:
+            if hung_up:
+                hung_up.clear()
+                swap.ask()
+            ready = swap.look()
+            if ready is not None:
+                service.replace_model(ready.engine, ready.metadata)
+                if reactor.metrics is not None:
+                    reactor.metrics.replace_model(ready.metadata.model_id, ready.cost)
+
         # a thread that embeds an instruction must not hold the interpreter for 5 ms at a time
         sys.setswitchinterval(0.0005)
         # nor a garbage collection walk through all that was imported
         gc.collect()
         gc.freeze()
         address = reactor.bind(config.bind)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, _: stopped.append(number))
         sys.stdout.write(f"ready {address} {service.description}\n")
         sys.stdout.flush()
-        reactor.serve(service, lambda: bool(stopped))
-        service.close()
+        reactor.serve(service, lambda: bool(stopped), swap_if_ready)
         log.info("stopped by signal %s", stopped[0])

@@ -60,7 +60,7 @@ class _Asked:
 
 
 class Service:
-    """One policy, served.
+    """One policy, served; another model of it may take over between two network calls.
 
     Args:
         engine: does the work, call by call.
@@ -81,6 +81,7 @@ class Service:
         self._engine = engine
         self._instructions = instructions
         self._metadata = metadata
+        self._replaced: list[tuple[Scheduler, Metadata]] = []
         self._clock = clock
         self._reply = reply
         self._addresses: dict[RequestKey, Address] = {}
@@ -97,12 +98,27 @@ class Service:
     @property
     def busy(self) -> bool:
         """Whether there is a network call to make."""
-        return self._engine.busy
+        return self._engine.busy or bool(self._replaced)
 
     @property
     def idle(self) -> bool:
         """Whether no request is anywhere inside."""
-        return not self._engine.busy and not self._awaiting
+        return not self.busy and not self._awaiting
+
+    def replace_model(self, engine: Scheduler, metadata: Metadata) -> None:
+        """Serve with another model from now on; what the one before has admitted, it finishes.
+
+        Args:
+            engine: with nothing inside.
+            metadata: with the specification of the model before.
+        """
+        if self._engine.busy:
+            self._replaced.append((self._engine, self._metadata))
+        self._engine, self._metadata = engine, metadata
+
+    def _models(self) -> list[tuple[Scheduler, Metadata]]:
+        """Those with requests inside, and the one that is served; oldest first."""
+        return [*self._replaced, (self._engine, self._metadata)]
 
     def handle(self, address: Address, request: Request, arrived_s: float) -> None:
         """Take one decoded request; it is answered now or later, but exactly once.
@@ -130,13 +146,26 @@ class Service:
             raise OverloadedError(SHUTTING_DOWN)
         if key in self._addresses or key in self._awaiting:
             msg = f"request_id: {request.request_id} is being served already; ids must rise"
-            raise InvalidRequestError(msg)
+            # without the number: the error would pass for the answer, which is still to come
+            self._reply(asked.address, ErrorReply(None, InvalidRequestError.code, msg))
+            return
         most = self._metadata.limits["max_in_flight_per_client"]
         if self._inside_of.get(asked.address, 0) >= most:
             msg = f"queue: {most} requests of this client are inside already; wait for answers"
             raise OverloadedError(msg)
         if any(k[0] == key[0] and k[1] > key[1] for k in self._awaiting):
             raise SupersededError(SUPERSEDED)
+        self._check(request)
+        embedding = self._instructions.get(request.instruction)
+        if embedding is None:
+            self._await_embedding(asked)
+        else:
+            self._submit(asked, embedding)
+            if self._awaiting and key in self._addresses:  # a refused one supersedes nothing
+                self._supersede_awaiting(key)
+
+    def _check(self, request: ActRequest) -> None:
+        """Whether the model that is served can do what is asked."""
         self._metadata.spec.validate_observation(request.observation)
         most = self._metadata.max_steps
         if request.num_steps is not None and request.num_steps > most:
@@ -150,13 +179,6 @@ class Service:
         if request.eta and not takes_eta(sampler):
             msg = f"eta: this policy is sampled with {sampler}, which takes 0 only; leave it out"
             raise InvalidRequestError(msg)
-        embedding = self._instructions.get(request.instruction)
-        if embedding is None:
-            self._await_embedding(asked)
-        else:
-            self._submit(asked, embedding)
-            if self._awaiting and key in self._addresses:  # a refused one supersedes nothing
-                self._supersede_awaiting(key)
 
     def _await_embedding(self, asked: _Asked) -> None:
         request = asked.request
@@ -193,8 +215,9 @@ class Service:
     def _cancel(self, address: Address, key: RequestKey) -> None:
         """Give up a request, if it is inside and was asked from this address."""
         if self._addresses.get(key) == address:
-            for refusal in self._engine.cancel(key):
-                self._answer(refusal)
+            for engine, metadata in self._models():
+                for refusal in engine.cancel(key):
+                    self._answer(refusal, metadata)
         elif key in self._awaiting and self._awaiting[key].address == address:
             self._give_up_awaiting(key, CancelledError("cancelled by the client"))
 
@@ -242,12 +265,15 @@ class Service:
         self._addresses[key] = asked.address
         self._inside_of[asked.address] = self._inside_of.get(asked.address, 0) + 1
         for refusal in refusals:
-            self._answer(refusal)
+            self._answer(refusal, self._metadata)
 
     def _submit_late(self, asked: _Asked, embedding: Embedding) -> None:
-        """Outside of its message's turn, so a bug must be answered here."""
+        """Outside of its message's turn, so whatever is wrong must be answered here."""
         try:
+            self._check(asked.request)  # again: the model may be another one meanwhile
             self._submit(asked, embedding)
+        except PolicyError as error:
+            self._refuse(asked, error)
         except Exception as error:
             log.exception("request %s could not be handled", asked.request.request_id)
             self._refuse(asked, ServerFaultError(f"internal: {type(error).__name__}"))
@@ -255,35 +281,53 @@ class Service:
     def advance(self) -> None:
         """Have the engine do one piece of work, and send what came out of it.
 
-        A model that fails costs the request that it failed on, and nobody else's.
+        While a replaced model finishes, it and the new one take turns, call by call. A model that
+        fails costs the request that it failed on, and nobody else's.
         """
-        try:
-            outcomes = self._engine.advance()
-        except Exception as error:  # the boundary to the model
-            log.exception("the model failed")
-            fault = ServerFaultError(f"the model failed: {type(error).__name__}")
-            outcomes = [*self._engine.fail(fault)]
-        for outcome in outcomes:
-            self._answer(outcome)
+        for engine, metadata in self._models():
+            try:
+                outcomes = engine.advance()
+            except Exception as error:  # the boundary to the model
+                log.exception("the model failed")
+                fault = ServerFaultError(f"the model failed: {type(error).__name__}")
+                outcomes = [*engine.fail(fault)]
+            for outcome in outcomes:
+                self._answer(outcome, metadata)
+        if self._replaced:
+            self._replaced = [model for model in self._replaced if model[0].busy]
 
     def drain(self) -> None:
         """Take no new requests and refuse those that wait; what is in service is finished."""
         self._draining = True
-        for refusal in self._engine.drain():
-            self._answer(refusal)
+        for engine, metadata in self._models():
+            for refusal in engine.drain():
+                self._answer(refusal, metadata)
         while self._awaiting:
             _, asked = self._awaiting.popitem()
             self._refuse(asked, OverloadedError(SHUTTING_DOWN))
+
+    def give_up(self) -> None:
+        """Refuse whatever is inside, although some of it has begun."""
+        for key in list(self._addresses):
+            for engine, metadata in self._models():
+                for refusal in engine.cancel(key):
+                    shutting_down = Refusal(refusal.request, OverloadedError(SHUTTING_DOWN))
+                    self._answer(shutting_down, metadata)
+        self._replaced.clear()
 
     def close(self) -> None:
         """Stop the thread that encodes instructions."""
         self._instructions.close()
 
-    def _answer(self, outcome: Outcome) -> None:
+    def _answer(self, outcome: Outcome, metadata: Metadata) -> None:
+        """Reply for the model that this is the metadata of."""
         key = outcome.request.key
         reply: Reply
         try:
-            reply = self._chunk(outcome) if isinstance(outcome, Answer) else _told(outcome)
+            if isinstance(outcome, Answer):
+                reply = self._chunk(outcome, metadata)
+            else:
+                reply = _told(outcome)
         except ValueError as error:  # what the model made is not an answer
             log.exception("request %s: unusable answer", key[1])
             reply = ErrorReply.from_error(ServerFaultError(str(error), request_id=key[1]))
@@ -293,7 +337,7 @@ class Service:
             del self._inside_of[address]
         self._reply(address, reply)
 
-    def _chunk(self, answer: Answer) -> ActionChunk:
+    def _chunk(self, answer: Answer, metadata: Metadata) -> ActionChunk:
         request = answer.request
         return ActionChunk(
             request_id=request.key[1],
@@ -303,7 +347,8 @@ class Service:
             nfe=answer.nfe,
             rows_per_call=answer.rows_per_call,
             deadline_met=answer.deadline_met,
-            model_id=self._metadata.model_id,
+            model_id=metadata.model_id,
+            spec_id=metadata.spec_id,
             guidance_scale=request.guidance_scale,
             eta=request.eta,
             seed=request.seed,

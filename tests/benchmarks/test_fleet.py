@@ -71,6 +71,7 @@ def chunk(request, *, num_steps=10, total_s=0.001):
         rows_per_call=2.0,
         deadline_met=True,
         model_id="simulated",
+        spec_id="s-1",
         guidance_scale=0.0,
         eta=0.0,
         seed=1,

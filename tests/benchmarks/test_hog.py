@@ -29,6 +29,7 @@ def make_record(robot, outcome, *, due_s=None, latency_s=0.01, num_steps=5):
         num_steps=np.where(answered, num_steps, 0),
         rows_per_call=nothing,
         queue_s=nothing,
+        model_id=np.where(answered, "m", ""),
         send_delay_s=nothing,
         started_at_s=0.0,
         cpu_s=0.0,

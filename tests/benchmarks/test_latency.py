@@ -161,6 +161,7 @@ def make_chunk(number, due_s, sent_s, arrived_s, budget_s):
         rows_per_call=1.0,
         deadline_met=True,
         model_id="simulated",
+        spec_id="s-1",
         guidance_scale=0.0,
         eta=0.0,
         seed=0,

@@ -64,6 +64,7 @@ def make_record(robot, outcome, *, settled_s, num_steps=10):
         num_steps=np.where(answered, num_steps, 0),
         rows_per_call=np.where(answered, 2.5, np.nan),
         queue_s=np.where(answered, settled_s / 2, np.nan),
+        model_id=np.where(answered, "m", ""),
         send_delay_s=np.zeros(len(robot)),
         started_at_s=100.0,
         cpu_s=0.5,
@@ -219,7 +220,7 @@ def test_processor_time_is_that_of_the_process_with_all_its_threads():
     ) as process:
         own_s = float(process.stdout.readline())
         assert own_s >= 0.4
-        seen_s = ServerProcess("nowhere", process).cpu_s
+        seen_s = ServerProcess("nowhere", process, sys.stderr).cpu_s
         if seen_s is not None:  # where there is a /proc
             assert seen_s == pytest.approx(own_s, abs=0.1)
         process.communicate("\n")

@@ -157,6 +157,7 @@ class SimulatedPolicy:
                 rows_per_call=1.0,
                 deadline_met=True,
                 model_id="m",
+                spec_id="s-1",
                 guidance_scale=0.0,
                 eta=0.0,
                 seed=0,

@@ -20,7 +20,7 @@ from client.outstanding import Chunk, Outstanding, Sent
 def chunk(request_id: int) -> ActionChunk:
     actions = np.zeros((2, 1), np.float32)
     timing = Timing(0.0, 0.0, 0.01, 0.01)
-    return ActionChunk(request_id, actions, 1, (9,), 1, 1.0, True, "m", 0.0, 0.0, 0, timing)
+    return ActionChunk(request_id, actions, 1, (9,), 1, 1.0, True, "m", "s", 0.0, 0.0, 0, timing)
 
 
 def test_lateness_is_the_clients_verdict() -> None:

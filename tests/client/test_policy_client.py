@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from client.messages import (
     ErrorReply,
     Message,
     Metadata,
+    MetadataReply,
     PingRequest,
     Pong,
 )
@@ -110,6 +112,48 @@ def test_act_sends_what_was_asked_and_returns_the_answer(
     assert (chunk.num_steps, chunk.timesteps, chunk.model_id) == (2, (99, 49), "test-1")
     assert not chunk.late
     assert 0 < chunk.round_trip_s <= chunk.latency_s
+
+
+def test_answers_of_another_specification_are_errors_until_metadata_is_asked_again(
+    serve: Callable[..., Server],
+    connect: Callable[..., PolicyClient],
+    answer: Answer,
+    metadata: Metadata,
+) -> None:
+    def other(message: Message) -> Sequence[Frames]:
+        """Of the same shapes, so that nothing else gives it away."""
+        (frames,) = answer(message)
+        reply = wire.decode(frames)
+        if isinstance(reply, ActionChunk):
+            return [wire.encode(replace(reply, model_id="test-2", spec_id="s-2"))]
+        if isinstance(reply, MetadataReply):
+            return [wire.encode(replace(reply, metadata=replace(metadata, spec_id="s-2")))]
+        return [frames]
+
+    server = serve(answer)
+    client = connect(server)
+    act(client)
+    server.stop()
+    serve(other, server.address)
+    for _ in range(2):
+        with pytest.raises(ProtocolError, match=r"test-1.*s-1.*test-2.*s-2.*metadata"):
+            act(client)
+    client.metadata(timeout_s=PATIENCE_S)
+    assert act(client).model_id == "test-2"
+
+
+def test_an_error_about_a_request_that_came_twice_is_not_the_answer(
+    serve: Callable[..., Server], connect: Callable[..., PolicyClient], answer: Answer
+) -> None:
+    def twice(request: ActRequest) -> Sequence[Frames]:
+        error = ErrorReply(None, "invalid_request", "being served already")
+        return [wire.encode(error), *answer(request)]
+
+    client = connect(serve(with_act(answer, twice)))
+    assert act(client).model_id == "test-1"
+    request_id = submit(client)
+    results = poll_until(client, 3)
+    assert [r.request_id for r in results] == [None, None, request_id]
 
 
 def test_sessions_differ_and_request_ids_rise(

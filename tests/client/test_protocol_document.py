@@ -43,6 +43,7 @@ REPLY = ActionChunk(
     rows_per_call=1.5,
     deadline_met=True,
     model_id="desk-1",
+    spec_id="s-1",
     guidance_scale=0.0,
     eta=0.0,
     seed=5,

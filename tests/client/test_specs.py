@@ -73,3 +73,18 @@ def test_an_impossible_array_is_refused(shape: Any, dtype: str, names: Any) -> N
 def test_a_bad_observation_is_named(spec: PolicySpec, observation: Any, says: str) -> None:
     with pytest.raises(InvalidRequestError, match=says):
         spec.validate_observation(observation)
+
+
+def test_equal_specifications_have_one_id_and_others_another(spec: PolicySpec) -> None:
+    assert PolicySpec.from_dict(spec.to_dict()).spec_id == spec.spec_id
+    ids = {
+        replace(spec, **{field: changed}).spec_id
+        for field, changed in {
+            "task": "other",
+            "action_names": ("request", "tick"),
+            "action_maximum": (1000.0, 999.0),
+            "control_period_s": 0.011,
+            "observation": {"state": ArraySpec((3, 1), "float32", ("tock",))},
+        }.items()
+    }
+    assert len(ids - {spec.spec_id}) == 5

@@ -68,6 +68,7 @@ ACTION_CHUNKS = st.lists(st.integers(0, 999), min_size=1, max_size=1000).flatmap
         rows_per_call=st.floats(1, 1e6),
         deadline_met=st.booleans(),
         model_id=WORDS,
+        spec_id=WORDS,
         guidance_scale=FINITE,
         eta=st.floats(0, 1),
         seed=IDS,
@@ -88,6 +89,7 @@ SPEC = PolicySpec(
 METADATA = st.builds(
     Metadata,
     model_id=WORDS,
+    spec_id=WORDS,
     spec=st.just(SPEC),
     min_steps=st.just(1),
     max_useful_steps=st.integers(1, 10),
@@ -170,7 +172,9 @@ def request(**changes: Any) -> ActRequest:
 
 def chunk() -> ActionChunk:
     actions = np.zeros((8, 2), np.float32)
-    return ActionChunk(7, actions, 2, (9, 4), 2, 1.0, True, "m", 0.0, 0.0, 1, Timing(0, 0, 0, 0))
+    return ActionChunk(
+        7, actions, 2, (9, 4), 2, 1.0, True, "m", "s", 0.0, 0.0, 1, Timing(0, 0, 0, 0)
+    )
 
 
 def header_of(message: Message, **changes: Any) -> list[bytes]:
@@ -528,6 +532,7 @@ def test_actions_that_are_not_finite_are_never_a_chunk(bad: float) -> None:
         "rows_per_call": 1.0,
         "deadline_met": True,
         "model_id": "m",
+        "spec_id": "s",
         "guidance_scale": 0.0,
         "eta": 0.0,
         "seed": 0,

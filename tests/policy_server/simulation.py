@@ -199,9 +199,10 @@ class World:
         grid="trailing",
         sampler="ddim",
         backend=SimulatedBackend,
+        clock=None,
         **durations,
     ):
-        self.clock = Clock()
+        self.clock = clock or Clock()
         self.backend = backend(self.clock, max_in_flight, **durations)
         self.planner = Planner(
             StepRange(min_steps, max_useful_steps, 1000), ALPHA_BAR, grid, sampler

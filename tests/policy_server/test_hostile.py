@@ -88,5 +88,6 @@ def test_every_message_gets_the_one_reply_that_it_is_owed(socket, messages):
     for _ in range(owed.total()):
         assert socket.poll(5000), (owed, got)
         got[msgpack.unpackb(socket.recv_multipart()[0])["request_id"]] += 1
-    assert got == +owed
+    # whose number is that of one in service gets an error without it
+    assert set(got - owed) <= {None}
     assert not socket.poll(0)

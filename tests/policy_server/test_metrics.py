@@ -79,6 +79,20 @@ def test_a_loop_that_stands_still_is_not_healthy():
         read(server.port)
 
 
+def test_a_model_that_takes_over_is_what_is_told_from_then_on():
+    metrics = Metrics("one", CostModel([1, 2], [0.001, 0.002]))
+    other = CostModel([1, 2], [0.001, 0.002])
+    for _ in range(64):
+        other.observe_call(1, 0.004, 0.004)
+    with MetricsServer(metrics, 0) as server:
+        assert samples(read(server.port))["model_info", "one"] == 1
+        metrics.replace_model("two", other)
+        seen = samples(read(server.port))
+    assert ("model_info", "one") not in seen
+    assert seen["model_info", "two"] == 1
+    assert seen["slowdown",] == other.slowdown > 1
+
+
 def test_a_port_that_is_taken_is_named():
     metrics = Metrics("m", CostModel([1, 2], [0.001, 0.002]))
     with (

@@ -29,7 +29,7 @@ class Broken:
     def collect_instructions(self):
         pass
 
-    advance = drain = collect_instructions
+    advance = drain = give_up = collect_instructions
 
 
 def raises(request):
@@ -46,6 +46,7 @@ def too_large(request):
         rows_per_call=1.0,
         deadline_met=True,
         model_id="m",
+        spec_id="s-1",
         guidance_scale=0.0,
         eta=0.0,
         seed=0,

@@ -64,6 +64,7 @@ class Rig:
         self.replies = []
         metadata = Metadata(
             model_id="simulated",
+            spec_id="s-1",
             spec=SPEC,
             min_steps=2,
             max_useful_steps=10,
@@ -136,6 +137,18 @@ def test_defaults_are_filled_in_and_echoed(rig):
     first, second = (reply for _, reply in rig.run())
     assert (first.guidance_scale, first.eta) == (0.5, 0.25)
     assert (second.guidance_scale, second.eta, second.seed) == (-1.0, 0.0, 7)
+
+
+@pytest.mark.parametrize("instruction", ["known", "not yet encoded"])
+def test_a_request_that_comes_twice_is_answered_once(rig, instruction):
+    rig.encoder.free.set()
+    rig.act(2, instruction)
+    rig.act(2, instruction)
+    ((_, error),) = rig.take()
+    assert (error.request_id, error.code) == (None, "invalid_request")
+    assert "request_id: 2 is being served already" in error.message
+    ((_, chunk),) = rig.run()
+    assert (type(chunk), chunk.request_id) == (ActionChunk, 2)
 
 
 def test_two_requests_without_a_seed_get_different_noise(rig):
@@ -274,13 +287,6 @@ def test_the_cache_forgets_what_was_used_longest_ago():
         rig.run()
     assert rig.encoder.texts == ["a", "b", "c", "b"]
     rig.cache.close()
-
-
-def test_an_id_that_is_in_use_is_refused(rig):
-    rig.act(2)
-    with pytest.raises(InvalidRequestError, match="request_id: 2"):
-        rig.act(2)
-    assert len(rig.run()) == 1
 
 
 def test_draining_answers_everybody(rig):
@@ -488,3 +494,57 @@ def test_an_older_request_does_not_supersede_a_newer_one_that_waits_for_its_inst
     rig.encoder.free.set()
     ((_, reply),) = rig.run()
     assert (reply.request_id, type(reply)) == (3, ActionChunk)
+
+
+def replace_model(rig, max_steps=1000):
+    """Another model takes over, with a backend of its own on the same clock."""
+    other = World(clock=rig.world.clock)
+    metadata = dataclasses.replace(rig.service._metadata, model_id="other", max_steps=max_steps)
+    rig.service.replace_model(other.engine, metadata)
+    return other
+
+
+def test_what_is_in_flight_is_finished_by_the_model_that_began_it(rig):
+    rig.act(2, session="a", num_steps=20)
+    rig.act(3, session="b", num_steps=20)
+    rig.service.advance()
+    replace_model(rig)
+    rig.act(4, session="c", num_steps=20)
+    assert rig.service.busy
+    made_by = {reply.request_id: reply.model_id for _, reply in rig.run()}
+    assert made_by == {2: "simulated", 3: "simulated", 4: "other"}
+    assert rig.service.idle
+    rig.act(5)
+    assert [reply.model_id for _, reply in rig.run()] == ["other"]
+
+
+def test_two_models_take_turns_while_one_finishes(rig):
+    rig.act(2, session="a", num_steps=200)
+    rig.service.advance()
+    replace_model(rig)
+    rig.act(3, session="b", num_steps=3)
+    assert [reply.request_id for _, reply in rig.run()] == [3, 2]
+
+
+def test_a_request_of_the_model_before_can_be_cancelled_and_given_up(rig):
+    rig.act(2, session="a", num_steps=20)
+    rig.act(3, session="b", num_steps=20)
+    rig.service.advance()
+    replace_model(rig)
+    rig.act(4, session="c", num_steps=20)
+    rig.cancel(2, session="a")
+    rig.service.give_up()
+    codes = {reply.request_id: reply.code for _, reply in rig.take()}
+    assert codes == {2: "cancelled", 3: "overloaded", 4: "overloaded"}
+    assert rig.service.idle
+
+
+def test_what_waited_for_its_instruction_is_checked_by_the_model_that_will_answer(rig):
+    rig.encoder.free.clear()
+    rig.act(2, "new", session="a", num_steps=600)
+    rig.act(3, "new", session="b", num_steps=20)
+    replace_model(rig, max_steps=500)
+    rig.encoder.free.set()
+    replies = {reply.request_id: reply for _, reply in rig.run()}
+    assert (replies[2].code, replies[3].model_id) == ("invalid_request", "other")
+    assert "1..500" in replies[2].message
