@@ -69,7 +69,7 @@ def write_seeds(folder):
         CancelRequest("s", 1),
         PingRequest(1),
         ActionChunk(
-            1, actions, 1, (9,), 1, 1.0, True, "m", 0.0, 0.0, 1, Timing(0.0, 0.0, 0.0, 0.0)
+            1, actions, 1, (9,), 1, 1.0, True, "m", "s", 0.0, 0.0, 1, Timing(0.0, 0.0, 0.0, 0.0)
         ),
         ErrorReply(None, "deadline", "too late", 0.1),
     ]

@@ -54,6 +54,7 @@ def chunk(request_id, actions):
         rows_per_call=1.0,
         deadline_met=True,
         model_id="m",
+        spec_id="s",
         guidance_scale=0.0,
         eta=0.0,
         seed=0,
