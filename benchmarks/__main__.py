@@ -17,10 +17,12 @@ from benchmarks import (
     film,
     guidance,
     hog,
+    hostile,
     hygiene,
     load,
     logsnr,
     networks,
+    soak,
     speed,
     steps,
     success,
@@ -34,10 +36,12 @@ from benchmarks.eta import EtaConfig
 from benchmarks.film import FilmConfig
 from benchmarks.guidance import GuidanceConfig
 from benchmarks.hog import HogConfig
+from benchmarks.hostile import HostileConfig
 from benchmarks.hygiene import HygieneConfig
 from benchmarks.load import LoadConfig
 from benchmarks.logsnr import LogsnrConfig
 from benchmarks.networks import NetworksConfig
+from benchmarks.soak import SoakConfig
 from benchmarks.speed import SpeedConfig
 from benchmarks.steps import StepsConfig
 from benchmarks.success import SuccessConfig
@@ -53,10 +57,12 @@ _MAIN: dict[type[Any], Callable[[Any], None]] = {
     FilmConfig: film.main,
     GuidanceConfig: guidance.main,
     HogConfig: hog.main,
+    HostileConfig: hostile.main,
     HygieneConfig: hygiene.main,
     LoadConfig: load.main,
     LogsnrConfig: logsnr.main,
     NetworksConfig: networks.main,
+    SoakConfig: soak.main,
     SpeedConfig: speed.main,
     StepsConfig: steps.main,
     SuccessConfig: success.main,
@@ -92,6 +98,10 @@ def main() -> None:
             subcommand("hog", description="One fast robot beside a hog that comes and goes."),
         ]
         | Annotated[
+            HostileConfig,
+            subcommand("hostile", description="One robot beside a hostile client."),
+        ]
+        | Annotated[
             HygieneConfig,
             subcommand("hygiene", description="Whether the server's real-time measures help."),
         ]
@@ -106,6 +116,10 @@ def main() -> None:
         | Annotated[
             NetworksConfig,
             subcommand("networks", description="What networks cost here, and what they achieve."),
+        ]
+        | Annotated[
+            SoakConfig,
+            subcommand("soak", description="All that can go wrong, at once: lost, or unsafe?"),
         ]
         | Annotated[
             SpeedConfig,

@@ -21,7 +21,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from benchmarks import results
-from benchmarks.fleet import WARM_UP_S, Fleet, FleetRecord, drive_fleet
+from benchmarks.fleet import FLEET_OPTIONS, WARM_UP_S, Fleet, FleetRecord, drive_fleet
 from benchmarks.generator import OUTCOMES
 from benchmarks.load_report import carried_text, plot, table_of
 from benchmarks.pinger import pinging
@@ -256,7 +256,8 @@ def start_server(stack: ExitStack, engine: EngineName, config: LoadConfig) -> Se
         case "fifo" | "null":
             module = "benchmarks.baseline_server"
             options = ["--engine", engine, "--default-steps", steps]
-    server = running_server(config.checkpoint, "--backend", config.backend, *options, module=module)
+    options += ["--backend", config.backend, *FLEET_OPTIONS]
+    server = running_server(config.checkpoint, *options, module=module)
     return stack.enter_context(server)
 
 

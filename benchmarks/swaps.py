@@ -22,7 +22,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from benchmarks import results
-from benchmarks.fleet import WARM_UP_S, Fleet, FleetRecord, drive_fleet
+from benchmarks.fleet import FLEET_OPTIONS, WARM_UP_S, Fleet, FleetRecord, drive_fleet
 from benchmarks.generator import OUTCOMES
 from benchmarks.server_process import ServerProcess, running_server
 from benchmarks.statistics import p99, quantile
@@ -180,7 +180,7 @@ def run(config: SwapsConfig, console: Console) -> tuple[FleetRecord, Swapping]:
     with tempfile.TemporaryDirectory() as name:
         folder = shutil.copytree(config.checkpoint, Path(name) / "served")
         with (
-            running_server(folder, *options) as server,
+            running_server(folder, *options, *FLEET_OPTIONS) as server,
             tqdm(
                 total=round(WARM_UP_S + config.fleet.duration_s),
                 unit="s",

@@ -21,7 +21,14 @@ from rich.console import Console
 from tqdm import tqdm
 
 from benchmarks import results, timeline_report
-from benchmarks.fleet import Fleet, FleetRecord, due_times, fleet_questions, run_jobs
+from benchmarks.fleet import (
+    FLEET_OPTIONS,
+    Fleet,
+    FleetRecord,
+    due_times,
+    fleet_questions,
+    run_jobs,
+)
 from benchmarks.generator import OUTCOMES, Asked, Job
 from benchmarks.hog import Hog
 from benchmarks.latency import Question
@@ -231,7 +238,10 @@ def run(config: TimelineConfig, console: Console) -> tuple[list[dict[str, Any]],
     hog = Hog([(phase.begin_s, phase.end_s) for phase in phases if phase.hog])
     console.print(f"starting a server for {config.checkpoint} (loading, export, calibration) …")
     options = ("--backend", config.backend, "--max-useful-steps", str(config.max_useful_steps))
-    with running_server(config.checkpoint, *options) as server, ExitStack() as stack:
+    with (
+        running_server(config.checkpoint, *options, *FLEET_OPTIONS) as server,
+        ExitStack() as stack,
+    ):
         stack.callback(hog.leave, phases[-1].end_s)
         with PolicyClient(server.address) as client:
             spec = client.metadata(timeout_s=_TIMEOUT_S).spec

@@ -7,6 +7,7 @@ anything is built from it, and nothing that it contains is ever executed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, TypeVar
@@ -37,7 +38,6 @@ from client.messages import (
 from client.specs import ALLOWED_DTYPES, PolicySpec
 
 __all__ = [
-    "DEFAULT_LIMITS",
     "PROTOCOL_VERSION",
     "REPLY_LIMITS",
     "ActRequest",
@@ -87,7 +87,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class WireLimits:
-    """The largest message that is accepted; the defaults are for requests.
+    """The largest message that is accepted.
 
     While a hostile header is unpacked, up to 1024 nested lists of max_items pointers each can exist
     (1024 is msgpack's depth limit); so requests get by with few.
@@ -111,14 +111,29 @@ class WireLimits:
         for field, value in vars(self).items():
             integer(f"WireLimits.{field}", value, 1)
 
+    @classmethod
+    def of_requests(cls, spec: PolicySpec) -> WireLimits:
+        """What a server of this policy takes in: every request that fits its specification.
+
+        Arrays may be four times as large as they should be, and headers ten times: what is wrong
+        is answered by name then, and not by the end of the connection.
+        """
+        sizes = [
+            math.prod(array.shape) * _WIRE_DTYPES[array.dtype].itemsize
+            for array in spec.observation.values()
+        ]
+        header_bytes = 16_384 + 300 * len(sizes)  # an instruction has 1000 at most, a name 200
+        return cls(
+            max_frames=max(cls.max_frames, 1 + len(sizes)),
+            max_header_bytes=header_bytes,
+            max_array_bytes=max(header_bytes, 4 * max(sizes)),
+        )
+
     @property
     def max_frame_bytes(self) -> int:
         """For ZMQ_MAXMSGSIZE, so that a larger frame is never received at all."""
         return max(self.max_header_bytes, self.max_array_bytes)
 
-
-DEFAULT_LIMITS = WireLimits()
-"""What a server accepts unless it is configured otherwise."""
 
 REPLY_LIMITS = WireLimits(max_items=4096)
 """What a client accepts: a reply lists every timestep, and metadata the name of every number."""

@@ -65,6 +65,8 @@ class InstructionEncoder:
     def __init__(self) -> None:
         folder = weights_folder()
         self._weights = load_file(folder / "model.safetensors")
+        for weights in self._weights.values():
+            weights.sum()  # the file is mapped: else a word's first use would wait for the disk
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_truncation(_MAX_TOKENS)
         self._tokenizer.enable_padding()

@@ -1,10 +1,12 @@
 """Embeddings of instructions, computed once each on a worker thread so that nobody else waits.
 
-Bounded in every direction: cached texts, and texts waiting to be embedded.
+Bounded in every direction: cached texts, texts waiting to be embedded, and the share of time that
+is spent on it: whoever keeps saying something new must not take a core from those who do not.
 """
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +17,9 @@ import numpy.typing as npt
 from client.errors import OverloadedError
 
 Embedding = npt.NDArray[np.float32]
+
+_REST = 1.0
+"""After an embedding, so many times the processor time that it took."""
 
 
 class InstructionCache:
@@ -29,7 +34,7 @@ class InstructionCache:
     def __init__(
         self,
         encode: Callable[[Sequence[str]], Embedding],
-        max_cached: int = 4096,
+        max_cached: int = 1024,
         max_pending: int = 16,
     ) -> None:
         self._encode = encode
@@ -37,6 +42,7 @@ class InstructionCache:
         self._max_pending = max_pending
         self._cached: OrderedDict[str, Embedding] = OrderedDict()
         self._pending: dict[str, Future[Embedding]] = {}
+        self._rests_until_s = 0.0  # of the worker thread only
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="instructions")
 
     @property
@@ -65,7 +71,17 @@ class InstructionCache:
                 "ask again in a moment"
             )
             raise OverloadedError(msg)
-        self._pending[instruction] = self._worker.submit(lambda: self._encode([instruction])[0])
+        self._pending[instruction] = self._worker.submit(self._embed, instruction)
+
+    def _embed(self, instruction: str) -> Embedding:
+        time.sleep(max(0.0, self._rests_until_s - time.monotonic()))
+        begun_s = time.thread_time()
+        try:
+            embedding: Embedding = self._encode([instruction])[0]
+        finally:
+            worked_s = time.thread_time() - begun_s
+            self._rests_until_s = time.monotonic() + _REST * worked_s
+        return embedding
 
     def forget(self, instruction: str) -> None:
         """Nobody waits for it any more; it is not embedded unless that has begun."""

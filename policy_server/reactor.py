@@ -12,13 +12,15 @@ import zmq
 from client import wire
 from client.errors import OverloadedError, PolicyError, ProtocolError, ServerFaultError
 from client.messages import REQUESTS, ActRequest, CancelRequest, ErrorReply, Reply
+from policy_server.connections import Connections
 from policy_server.metrics import Metrics
 from policy_server.security import ServerKeys
 from policy_server.service import Service
+from policy_server.unread import Unread
 
 log = logging.getLogger(__name__)
 
-_IDLE_POLL_MS = 100
+_IDLE_POLL_MS = 20  # not longer, so that connections are checked
 _ENCODING_POLL_MS = 1
 _READABLE = int(zmq.POLLIN)  # an enum's & takes half as long as the call that it is applied to
 _RECEIVE_S = 0.003
@@ -28,6 +30,9 @@ _UNREAD_S = 0.02
 are read, so they would be answered long after their robots have given up, and so would all after
 them. Refusing is faster than they come, so it does not last."""
 _RECEIVE_HIGH_WATER_MARK = 64
+_CHECK_CONNECTIONS_S = 0.02
+_HANDSHAKE_WITHIN_MS = 5000
+MAX_CLIENTS = 400
 _FINISH_S, _REFUSE_S, _DRAIN_LINGER_MS = 0.4, 0.2, 100
 """An orderly end takes less than a second: so long what is in service may take, so long whatever
 still comes is refused, and so long replies may take to whoever does not read them."""
@@ -44,16 +49,22 @@ class Reactor:
     Args:
         limits: of what is accepted from the socket.
         keys: of this server and of the clients that may connect; everybody may if None.
+        max_clients: connections at one time.
 
     Attributes:
         metrics: to be told of every reply and every turn, if anybody wants to know.
     """
 
-    def __init__(self, limits: wire.WireLimits, keys: ServerKeys | None = None) -> None:
+    def __init__(
+        self,
+        limits: wire.WireLimits,
+        keys: ServerKeys | None = None,
+        max_clients: int = MAX_CLIENTS,
+    ) -> None:
         self.metrics: Metrics | None = None
         self._limits = limits
         self._drained = True
-        self._drained_s = time.monotonic()
+        self._unread = Unread(time.monotonic())
         self._outbox: list[tuple[int | None, list[wire.Frame]]] = []
         self._context = zmq.Context()
         self._guard = ExitStack()
@@ -62,6 +73,19 @@ class Reactor:
         # messages that one client may have waiting here before its own socket holds them back
         self._socket.setsockopt(zmq.RCVHWM, _RECEIVE_HIGH_WATER_MARK)
         self._socket.setsockopt(zmq.MAXMSGSIZE, limits.max_frame_bytes)
+        self._socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_WITHIN_MS)
+        # a client that vanished without a goodbye gives its place back within half a minute
+        for option, value in (
+            (zmq.TCP_KEEPALIVE, 1),
+            (zmq.TCP_KEEPALIVE_IDLE, 15),
+            (zmq.TCP_KEEPALIVE_INTVL, 5),
+            (zmq.TCP_KEEPALIVE_CNT, 3),
+        ):
+            self._socket.setsockopt(option, value)
+        most_frames = max(_RECEIVE_HIGH_WATER_MARK, limits.max_frames)
+        max_unread_bytes = most_frames * limits.max_frame_bytes
+        self._connections = Connections(self._context, self._socket, max_clients, max_unread_bytes)
+        self._checked_s = time.monotonic()
         if keys is not None:
             self._guard.enter_context(keys.protect(self._context))
             keys.apply(self._socket)
@@ -156,9 +180,12 @@ class Reactor:
         if wait_ms:
             self._socket.poll(wait_ms, zmq.POLLIN)
         if self._drained:
-            self._drained_s = time.monotonic()
+            self._unread.drained(time.monotonic())
         if self._readable():
             self._receive(service)
+        if time.monotonic() > self._checked_s + _CHECK_CONNECTIONS_S:
+            self._checked_s = time.monotonic()
+            self._connections.check(self._checked_s)
         service.collect_instructions()
         self._flush()
         service.advance()
@@ -169,7 +196,9 @@ class Reactor:
         return bool(int(self._socket.getsockopt(zmq.EVENTS)) & _READABLE)
 
     def _receive(self, service: Service) -> None:
-        until_s = time.monotonic() + _RECEIVE_S
+        begun_s = time.monotonic()
+        until_s = begun_s + _RECEIVE_S
+        self._connections.update(begun_s)
         received: dict[bytes, int] = {}
         while True:
             frame = self._socket.recv(zmq.DONTWAIT, copy=False)
@@ -178,8 +207,10 @@ class Reactor:
             while frame.more:
                 frame = self._socket.recv(zmq.DONTWAIT, copy=False)
                 frames.append(frame.buffer)
+            self._connections.read_from(frame)
             arrived_s = time.monotonic()
-            self._dispatch(service, address, frames, arrived_s)
+            unread_s = self._unread.read(address, arrived_s)
+            self._dispatch(service, address, frames, arrived_s, unread_s)
             received[address] = received.get(address, 0) + 1
             readable = self._readable()
             if arrived_s > until_s or not readable:
@@ -189,7 +220,12 @@ class Reactor:
                 return
 
     def _dispatch(
-        self, service: Service, address: bytes, frames: list[memoryview], arrived_s: float
+        self,
+        service: Service,
+        address: bytes,
+        frames: list[memoryview],
+        arrived_s: float,
+        unread_s: float,
     ) -> None:
         """One message: every request that is owed a reply gets exactly one, an error if need be."""
         request_id = None
@@ -201,8 +237,7 @@ class Reactor:
                 raise ProtocolError(msg)
             if not isinstance(message, CancelRequest):  # its number is another request's
                 request_id = message.request_id
-            unread_s = arrived_s - self._drained_s
-            if isinstance(message, ActRequest) and not self._drained and unread_s > _UNREAD_S:
+            if isinstance(message, ActRequest) and unread_s > _UNREAD_S:
                 msg = f"queue: requests may wait unread for {unread_s * 1e3:.0f} ms; send fewer"
                 raise OverloadedError(msg)
             service.handle(address, message, arrived_s)
@@ -217,6 +252,7 @@ class Reactor:
 
     def close(self) -> None:
         """Flush replies for a moment, then close."""
+        self._connections.close()
         self._socket.close(linger=_DRAIN_LINGER_MS)
         self._guard.close()
         self._context.term()

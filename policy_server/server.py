@@ -28,6 +28,7 @@ from policy_server.backends.onnx_backend import OnnxBackend
 from policy_server.backends.protocol import Backend, BackendSettings
 from policy_server.backends.torch_backend import TorchBackend
 from policy_server.calibration import measure_calls, measure_cost, warm_up, zero_observation
+from policy_server.connections import reserve_descriptors
 from policy_server.cost_model import CostModel
 from policy_server.engine import Engine, EngineLimits
 from policy_server.instruction_cache import InstructionCache
@@ -35,7 +36,7 @@ from policy_server.metrics import Metrics, MetricsServer
 from policy_server.model_swap import ModelSwap, ReadyModel
 from policy_server.planner import Planner, StepRange
 from policy_server.priority import set_nice
-from policy_server.reactor import Reactor
+from policy_server.reactor import MAX_CLIENTS, Reactor
 from policy_server.requests import Refusal, Scheduler
 from policy_server.security import ServerKeys, check_exposure
 from policy_server.service import Service
@@ -65,6 +66,10 @@ class ServerConfig:
         num_threads: of one network call. More than one pays only for large networks, and takes
             cores from whatever else runs here.
         max_in_flight: requests inside at one time; more are refused at once.
+        max_in_flight_per_client: the same for those of one connection; more than a few are of use
+            only where many robots share one.
+        max_clients: connections at one time; whoever comes later is turned away, unless somebody
+            has not said anything yet.
         max_call_ms: no network call of more requests at once is made than takes so long; nobody
             waits longer to be looked at.
         min_steps: in place of the checkpoint's own, below which chunks are of no use.
@@ -81,6 +86,8 @@ class ServerConfig:
     backend: BackendName = "auto"
     num_threads: int = 1
     max_in_flight: int = 128
+    max_in_flight_per_client: int = 16
+    max_clients: int = MAX_CLIENTS
     max_call_ms: float = 3.0
     min_steps: int | None = None
     max_useful_steps: int | None = None
@@ -95,7 +102,12 @@ class ServerConfig:
         if not -20 <= self.nice <= 19:
             msg = f"nice: expected -20..19, got {self.nice}"
             raise ValueError(msg)
-        for name in ("num_threads", "max_in_flight"):
+        for name in (
+            "num_threads",
+            "max_in_flight",
+            "max_in_flight_per_client",
+            "max_clients",
+        ):
             if getattr(self, name) < 1:
                 msg = f"{name}: expected at least 1, got {getattr(self, name)}"
                 raise ValueError(msg)
@@ -182,6 +194,8 @@ def load_model(
         limits={
             **vars(limits),
             "max_in_flight": config.max_in_flight,
+            "max_in_flight_per_client": config.max_in_flight_per_client,
+            "max_clients": config.max_clients,
             "max_guidance_scale": MAX_GUIDANCE_SCALE,
         },
         protocol_version=wire.PROTOCOL_VERSION,
@@ -203,9 +217,10 @@ def serve(config: ServerConfig, make_engine: EngineFactory = Engine) -> None:
 
     SIGHUP has it serve the checkpoint that lies at `config.checkpoint` then, if it can.
     """
-    limits = wire.DEFAULT_LIMITS
     keys = None if config.keys is None else ServerKeys.load(config.keys)
     check_exposure(config.bind, protected=keys is not None, unencrypted=config.unencrypted)
+    limits = wire.WireLimits.of_requests(checkpoint.read_manifest(config.checkpoint).spec)
+    reserve_descriptors(config.max_clients)
     set_nice(config.nice)  # before any thread is started
     torch.set_num_threads(config.num_threads)  # of what encodes instructions, too
     stopped: list[int] = []
@@ -213,7 +228,7 @@ def serve(config: ServerConfig, make_engine: EngineFactory = Engine) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))  # while loading, there is nothing to finish
     signal.signal(signal.SIGHUP, lambda number, _: hung_up.append(number))
-    reactor = Reactor(limits, keys)
+    reactor = Reactor(limits, keys, config.max_clients)
     with ExitStack() as stack:
         stack.callback(reactor.close)
         engine, metadata, cost = load_model(config, limits, make_engine)

@@ -42,6 +42,10 @@ from policy_server.requests import Answer, EngineRequest, Outcome, Refusal, Requ
 
 log = logging.getLogger(__name__)
 
+_NEW_INSTRUCTIONS = 4
+"""Of the requests that a client may have inside, one in so many may wait for its instruction's
+encoding: there is room for few of them."""
+
 Address = bytes
 """Where a reply goes; opaque here."""
 
@@ -82,6 +86,7 @@ class Service:
         self._reply = reply
         self._addresses: dict[RequestKey, Address] = {}
         self._awaiting: dict[RequestKey, _Asked] = {}
+        self._inside_of: dict[Address, int] = {}
         self._draining = False
         self._random = random.Random()  # seeds are told to the client: they need not be secret
 
@@ -144,6 +149,10 @@ class Service:
             # without the number: the error would pass for the answer, which is still to come
             self._reply(asked.address, ErrorReply(None, InvalidRequestError.code, msg))
             return
+        most = self._metadata.limits["max_in_flight_per_client"]
+        if self._inside_of.get(asked.address, 0) >= most:
+            msg = f"queue: {most} requests of this client are inside already; wait for answers"
+            raise OverloadedError(msg)
         if any(k[0] == key[0] and k[1] > key[1] for k in self._awaiting):
             raise SupersededError(SUPERSEDED)
         self._check(request)
@@ -177,6 +186,14 @@ class Service:
         others = sum(session != request.session_id for session, _ in self._awaiting)
         if others >= self._metadata.limits["max_in_flight"]:
             msg = f"queue: {others} requests wait for their instruction's encoding already"
+            raise OverloadedError(msg)
+        most = max(1, self._metadata.limits["max_in_flight_per_client"] // _NEW_INSTRUCTIONS)
+        mine = sum(
+            other.address == asked.address and session != request.session_id
+            for (session, _), other in self._awaiting.items()
+        )
+        if mine >= most:
+            msg = f"queue: {mine} requests of this client wait for their instruction's encoding"
             raise OverloadedError(msg)
         self._instructions.ask(request.instruction)
         self._awaiting[key] = asked
@@ -246,6 +263,7 @@ class Service:
         )
         refusals = self._engine.submit(engine_request)
         self._addresses[key] = asked.address
+        self._inside_of[asked.address] = self._inside_of.get(asked.address, 0) + 1
         for refusal in refusals:
             self._answer(refusal, self._metadata)
 
@@ -313,7 +331,11 @@ class Service:
         except ValueError as error:  # what the model made is not an answer
             log.exception("request %s: unusable answer", key[1])
             reply = ErrorReply.from_error(ServerFaultError(str(error), request_id=key[1]))
-        self._reply(self._addresses.pop(key), reply)
+        address = self._addresses.pop(key)
+        self._inside_of[address] -= 1
+        if not self._inside_of[address]:
+            del self._inside_of[address]
+        self._reply(address, reply)
 
     def _chunk(self, answer: Answer, metadata: Metadata) -> ActionChunk:
         request = answer.request

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from client.messages import (
     MetadataReply,
     Timing,
 )
+from client.sims.desk.spec import DESK_SPEC
+from client.specs import ArraySpec
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
 
@@ -127,10 +130,19 @@ def test_the_page_lists_every_field_code_and_default(metadata: Metadata) -> None
             "ProtocolError",
         }:
             assert f"| `{cls.code}` |" in PAGE
-    limits = wire.DEFAULT_LIMITS
+    small, large = (
+        wire.WireLimits.of_requests(
+            replace(DESK_SPEC, observation={"state": ArraySpec((DESK_SPEC.obs_steps, n), "uint8")})
+        )
+        for n in (1, 100_000)
+    )
+    header_bytes = small.max_header_bytes - 300
     for text in (
-        f"{limits.max_frames} frames, {limits.max_header_bytes:,} bytes of header",
-        f"{limits.max_array_bytes:,} bytes per array, {limits.max_items} entries",
-        f"{limits.max_instruction_bytes} bytes of instruction",
+        f"{small.max_frames} frames, {header_bytes:,} bytes of header and 300 more",
+        f"{small.max_items} entries",
+        f"{small.max_instruction_bytes} bytes of instruction",
     ):
         assert text in PAGE
+    assert "four times the bytes of the largest array" in PAGE
+    assert large.max_array_bytes == 4 * DESK_SPEC.obs_steps * 100_000
+    assert small.max_array_bytes == small.max_header_bytes

@@ -454,7 +454,7 @@ def test_a_hostile_header_costs_little_and_ends_in_a_protocol_error(header: byte
     tracemalloc.start()
     try:
         with pytest.raises(ProtocolError):
-            wire.decode([header], wire.DEFAULT_LIMITS)
+            wire.decode([header], wire.WireLimits())
         assert tracemalloc.get_traced_memory()[1] < 2_000_000
     finally:
         tracemalloc.stop()

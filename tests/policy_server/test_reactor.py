@@ -56,7 +56,7 @@ def too_large(request):
 
 @pytest.fixture
 def reactor():
-    return Reactor(wire.DEFAULT_LIMITS)
+    return Reactor(wire.WireLimits())
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from benchmarks.faulty_proxy import FaultyProxy
 from benchmarks.server_process import running_server
 from client import ConnectionLostError, InvalidRequestError, PolicyClient
 from client.messages import PingRequest
-from client.wire import DEFAULT_LIMITS, encode
+from client.wire import encode
 from policy_server.security import KeygenConfig, ServerKeys, check_exposure, is_local, keygen
 from policy_server.server import ServerConfig, serve
 from tests.policies import make_policy, save_checkpoint
@@ -143,7 +143,7 @@ def test_no_byte_of_service_goes_to_one_without_a_key(server):
     ):
         dealer.linger = 0
         dealer.connect(recorder.address)
-        dealer.send_multipart(encode(PingRequest(1), DEFAULT_LIMITS))
+        dealer.send_multipart(encode(PingRequest(1)))
         assert not dealer.poll(500)
     assert b"tiny" not in recorder.heard
     assert len(recorder.heard) < 500  # greetings only

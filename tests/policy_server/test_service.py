@@ -1,7 +1,9 @@
 """What becomes of requests between socket and engine, with a sentence encoder that can be held."""
 
 import dataclasses
+import itertools
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -68,7 +70,11 @@ class Rig:
             max_useful_steps=10,
             max_steps=1000,
             defaults=SamplingDefaults(0.5, 0.25, "ddim", "trailing"),
-            limits={"max_in_flight": 3, "max_guidance_scale": 100.0},
+            limits={
+                "max_in_flight": 3,
+                "max_in_flight_per_client": 4,
+                "max_guidance_scale": 100.0,
+            },
             protocol_version=1,
             backend="simulated",
             server_version="0",
@@ -226,6 +232,52 @@ def test_new_instructions_are_bounded():
     rig.encoder.free.set()
     assert len(rig.run()) == 1
     rig.cache.close()
+
+
+def test_requests_of_one_client_are_bounded_and_those_of_others_are_not(rig):
+    for request_id in range(2, 6):
+        rig.act(request_id, num_steps=100, budget_s=1e6 - request_id)
+        rig.service.advance()  # so that it has begun, and is not superseded
+    with pytest.raises(OverloadedError, match="queue: 4 requests of this client"):
+        rig.act(6, num_steps=100, budget_s=1e6)
+    rig.act(6, num_steps=100, budget_s=1e6, session="another")
+    rig.cancel(2)
+    rig.act(7, num_steps=100, budget_s=1e6)
+    replies = [(address, reply.request_id) for address, reply in rig.run()]
+    assert sorted(replies) == [(b"another", 6), *((b"s", i) for i in (2, 3, 4, 5, 7))]
+    assert rig.service._inside_of == {}
+
+
+def test_one_client_cannot_fill_the_queue_of_new_instructions(rig):
+    rig.encoder.free.clear()
+    observation = {"state": np.full((1, 3), 0.25, np.float32)}
+    one, two = (ActRequest(name, 1, observation, f"new {name}", 1.0) for name in ("one", "two"))
+    rig.service.handle(b"greedy", one, rig.world.clock())
+    with pytest.raises(OverloadedError, match="queue: 1 requests of this client wait"):
+        rig.service.handle(b"greedy", two, rig.world.clock())
+    rig.service.handle(b"another", two, rig.world.clock())
+    rig.encoder.free.set()
+    assert sorted(address for address, _ in rig.run()) == [b"another", b"greedy"]
+
+
+def test_half_of_the_time_no_instruction_is_embedded():
+    busy_s = []
+
+    def encode(texts):
+        begun_s, until_s = time.monotonic(), time.thread_time() + 0.02
+        while time.thread_time() < until_s:
+            pass
+        busy_s.append((begun_s, time.monotonic()))
+        return np.zeros((len(texts), 3), np.float32)
+
+    cache = InstructionCache(encode)
+    for text in "abc":
+        cache.ask(text)
+    while cache.pending:
+        cache.collect()
+    cache.close()
+    for (_, ended_s), (next_s, _) in itertools.pairwise(busy_s):
+        assert next_s - ended_s >= 0.019
 
 
 def test_the_cache_forgets_what_was_used_longest_ago():
