@@ -15,6 +15,8 @@ import resource
 import socket
 import struct
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -30,6 +32,8 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, for 0 s
 _COUNTS_BYTES = sys.platform == "linux"
 _HEARTBEATS_BYTES_PER_S = 100.0
 """What a client may send besides messages."""
+_SHORT, _SHORT_HEAD, _LONG_HEAD = 255, 2, 9
+"""ZMTP's head of a frame of up to so many bytes, and of a longer one."""
 _WARN_EVERY_S = 10.0
 _OTHER_DESCRIPTORS = 128
 """Of files, threads and sockets that are no client's."""
@@ -43,14 +47,16 @@ class _Connection:
     Attributes:
         endpoint: the same connection as ZeroMQ's, by a descriptor of our own: it stays this one
             when ZeroMQ closes its own.
-        received: bytes until the last look at which all its messages so far had been handed over.
+        received: bytes until the last look at which all its messages so far had been read.
         since_s: when that was.
+        read: bytes of messages that have been read since then.
         spoke: a message of it has been read.
     """
 
     endpoint: socket.socket
     since_s: float
     received: int = 0
+    read: int = 0
     spoke: bool = False
 
     def bytes_received(self) -> int:
@@ -89,20 +95,27 @@ class Connections:
         watched: not yet bound.
         most: connections at one time; whoever comes later takes the place of one that has not
             said anything, or is turned away.
-        max_unread_bytes: that a connection may send without a whole message being read of it.
+        max_partial_bytes: that a connection may have sent of a message that is not whole.
+        max_unread_bytes: of messages that are whole and that nobody has read.
+        frame_bytes: that a frame takes on the wire beyond what ZMTP adds to one without security.
     """
 
     def __init__(
         self,
         context: zmq.Context[zmq.Socket[bytes]],
         watched: zmq.Socket[bytes],
+        *,
         most: int,
+        max_partial_bytes: int,
         max_unread_bytes: int,
+        frame_bytes: int,
     ) -> None:
         self._most = most
+        self._max_partial_bytes = max_partial_bytes
         self._max_unread_bytes = max_unread_bytes
+        self._frame_bytes = frame_bytes
         self._open: dict[int, _Connection] = {}
-        self._heard_of: set[int] = set()
+        self._heard_of: Counter[int] = Counter()
         self._dropped, self._warned_s = 0, -_WARN_EVERY_S
         self._watched = watched
         address = f"inproc://connections-{next(_numbers)}"
@@ -117,10 +130,14 @@ class Connections:
         """How many there are."""
         return len(self._open)
 
-    def read_from(self, frame: zmq.Frame) -> None:
-        """A whole message has been handed over, of which this is a frame."""
+    def read_from(self, frame: zmq.Frame, frames: Sequence[memoryview]) -> None:
+        """A whole message has been read; `frame` is the last of its `frames`."""
+        size = 0
+        for one in frames:
+            body = len(one) + self._frame_bytes
+            size += body + (_LONG_HEAD if body > _SHORT else _SHORT_HEAD)
         with suppress(zmq.ZMQError):  # a client with ZMTP below 3, which is none of ours
-            self._heard_of.add(int(frame.get(zmq.SRCFD)))
+            self._heard_of[int(frame.get(zmq.SRCFD))] += size
 
     def update(self, now_s: float) -> None:
         """Take note of who came and went; those who are too many are dropped before they are heard.
@@ -135,31 +152,36 @@ class Connections:
             if what == zmq.EVENT_ACCEPTED:
                 self._accepted(descriptor, now_s)
 
-    def check(self, now_s: float) -> None:
-        """Drop those that have sent too much since their last message.
+    def check(self, now_s: float, *, drained: bool) -> None:
+        """Drop those that have sent much more than could be read.
 
         Args:
             now_s: monotonic clock.
+            drained: no whole message is left to be read.
         """
         self.update(now_s)
         for descriptor, connection in list(self._open.items()):
             received = connection.bytes_received()
-            if descriptor in self._heard_of:
-                connection.received, connection.since_s = received, now_s
+            read = self._heard_of.get(descriptor, 0)
+            if read:
                 connection.spoke = True
-                continue
-            allowed = self._max_unread_bytes + _HEARTBEATS_BYTES_PER_S * (
-                now_s - connection.since_s
-            )
-            if received - connection.received > allowed:
+                connection.read += read
+                if drained:
+                    connection.received, connection.read, connection.since_s = received, 0, now_s
+                    continue
+            allowed = self._max_unread_bytes if connection.read else self._max_partial_bytes
+            allowed += int(_HEARTBEATS_BYTES_PER_S * (now_s - connection.since_s))
+            if received - connection.received - connection.read > allowed:
                 self._open.pop(descriptor)
                 self._drop(connection)
         self._heard_of.clear()
         if self._dropped and now_s >= self._warned_s + _WARN_EVERY_S:
             log.warning(
-                "dropped %d connections: more than %d at one time, or %d bytes without a message",
+                "dropped %d connections: more than %d at one time, %d bytes without a whole "
+                "message or %d unread",
                 self._dropped,
                 self._most,
+                self._max_partial_bytes,
                 self._max_unread_bytes,
             )
             self._dropped, self._warned_s = 0, now_s

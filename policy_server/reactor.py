@@ -29,7 +29,11 @@ _UNREAD_S = 0.02
 """Requests that may have waited unread for longer are refused: their budgets count from when they
 are read, so they would be answered long after their robots have given up, and so would all after
 them. Refusing is faster than they come, so it does not last."""
-_RECEIVE_HIGH_WATER_MARK = 64
+_PARTIAL_FRAMES, _UNREAD_BYTES = 64, 1 << 24
+"""A client is cut off with so many of the largest frames of a message that is not whole, or with as
+much that nobody has read, but not with less than 16 MB: seconds of a large fleet's requests."""
+CURVE_BYTES = 33
+"""That CurveZMQ adds to a frame: its command's name, nonce, code and flags (RFC 26)."""
 _CHECK_CONNECTIONS_S = 0.02
 _HANDSHAKE_WITHIN_MS = 5000
 MAX_CLIENTS = 400
@@ -70,8 +74,9 @@ class Reactor:
         self._guard = ExitStack()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
-        # messages that one client may have waiting here before its own socket holds them back
-        self._socket.setsockopt(zmq.RCVHWM, _RECEIVE_HIGH_WATER_MARK)
+        # with a mark, a client could end this process: libzmq 4.3.5 aborts when a heartbeat lies
+        # behind more messages than the mark and its sender is gone; `Connections` bounds them
+        self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, limits.max_frame_bytes)
         self._socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_WITHIN_MS)
         # a client that vanished without a goodbye gives its place back within half a minute
@@ -82,9 +87,15 @@ class Reactor:
             (zmq.TCP_KEEPALIVE_CNT, 3),
         ):
             self._socket.setsockopt(option, value)
-        most_frames = max(_RECEIVE_HIGH_WATER_MARK, limits.max_frames)
-        max_unread_bytes = most_frames * limits.max_frame_bytes
-        self._connections = Connections(self._context, self._socket, max_clients, max_unread_bytes)
+        max_partial_bytes = max(_PARTIAL_FRAMES, limits.max_frames) * limits.max_frame_bytes
+        self._connections = Connections(
+            self._context,
+            self._socket,
+            most=max_clients,
+            max_partial_bytes=max_partial_bytes,
+            max_unread_bytes=max(max_partial_bytes, _UNREAD_BYTES),
+            frame_bytes=0 if keys is None else CURVE_BYTES,
+        )
         self._checked_s = time.monotonic()
         if keys is not None:
             self._guard.enter_context(keys.protect(self._context))
@@ -185,7 +196,7 @@ class Reactor:
             self._receive(service)
         if time.monotonic() > self._checked_s + _CHECK_CONNECTIONS_S:
             self._checked_s = time.monotonic()
-            self._connections.check(self._checked_s)
+            self._connections.check(self._checked_s, drained=self._drained)
         service.collect_instructions()
         self._flush()
         service.advance()
@@ -199,7 +210,6 @@ class Reactor:
         begun_s = time.monotonic()
         until_s = begun_s + _RECEIVE_S
         self._connections.update(begun_s)
-        received: dict[bytes, int] = {}
         while True:
             frame = self._socket.recv(zmq.DONTWAIT, copy=False)
             address = frame.bytes
@@ -207,16 +217,12 @@ class Reactor:
             while frame.more:
                 frame = self._socket.recv(zmq.DONTWAIT, copy=False)
                 frames.append(frame.buffer)
-            self._connections.read_from(frame)
+            self._connections.read_from(frame, frames)
             arrived_s = time.monotonic()
             unread_s = self._unread.read(address, arrived_s)
             self._dispatch(service, address, frames, arrived_s, unread_s)
-            received[address] = received.get(address, 0) + 1
-            readable = self._readable()
-            if arrived_s > until_s or not readable:
-                # beyond the mark there may be more of the same client that is not visible here
-                full = max(received.values()) >= _RECEIVE_HIGH_WATER_MARK
-                self._drained = not (readable or full)
+            self._drained = not self._readable()
+            if self._drained or arrived_s > until_s:
                 return
 
     def _dispatch(

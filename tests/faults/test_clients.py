@@ -1,12 +1,15 @@
 """Clients that misbehave: whoever is driven beside them must not notice."""
 
 import socket
+import struct
 import time
+from contextlib import suppress
 
 import numpy as np
 import zmq
 
 from benchmarks.faulty_proxy import Faults, FaultyProxy
+from benchmarks.hostile_sender import HANDSHAKE, frame
 from client import PolicyClient
 from client.messages import ActRequest, MetadataRequest
 from client.wire import encode
@@ -41,6 +44,25 @@ def test_one_that_never_reads(server):
             deaf.send_multipart(encode(MetadataRequest(request_id)))
             if request_id % 50 == 0:  # it is deaf, not loud
                 time.sleep(0.02)
+        assert_served(drive)
+    check(drive)
+
+
+def test_one_that_dies_with_a_heartbeat_behind_many_messages(server):
+    """Which libzmq 4.3.5 does not survive if the socket has a high-water mark (libzmq #4364)."""
+    host, port = server.address.removeprefix("tcp://").split(":")
+    message = frame(bytes(encode(MetadataRequest(1))[0]), more=False)
+    heartbeat = b"\x04\x07\x04PING\x00\x00"
+    with Drive(server.address) as drive:
+        drive.wait_driven()
+        for _ in range(10):
+            bad = socket.create_connection((host, int(port)), timeout=5.0)
+            bad.sendall(HANDSHAKE)
+            bad.recv(1000)
+            bad.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            with suppress(OSError):
+                bad.sendall((70 * message + heartbeat) * 60)
+            bad.close()
         assert_served(drive)
     check(drive)
 

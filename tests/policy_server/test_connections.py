@@ -16,7 +16,7 @@ from benchmarks.hostile_sender import HANDSHAKE, frame
 from client import ConnectionLostError, PolicyClient, wire
 from client.messages import PingRequest, Pong
 from policy_server.connections import Connections, reserve_descriptors
-from policy_server.reactor import Reactor
+from policy_server.reactor import CURVE_BYTES, Reactor
 
 LIMITS = wire.WireLimits(max_header_bytes=10_000, max_array_bytes=10_000)
 UNREAD_BYTES = 64 * 10_000
@@ -122,6 +122,57 @@ def test_whoever_sends_many_whole_messages_is_served_for_ever():
         policy.ping(timeout_s=5.0)
 
 
+@pytest.mark.parametrize("secret", [False, True])
+def test_what_has_been_read_is_known_to_the_byte(secret):
+    """Else a flood could get credit, or a busy client be cut off that is read in good time."""
+    with (
+        zmq.Context() as context,
+        context.socket(zmq.ROUTER) as watched,
+        context.socket(zmq.DEALER) as client,
+    ):
+        watched.linger = client.linger = 0
+        if secret:
+            public, watched.curve_secretkey = zmq.curve_keypair()
+            watched.curve_server = True
+            client.curve_publickey, client.curve_secretkey = zmq.curve_keypair()
+            client.curve_serverkey = public
+        connections = Connections(
+            context,
+            watched,
+            most=2,
+            max_partial_bytes=1000,
+            max_unread_bytes=1000,
+            frame_bytes=CURVE_BYTES if secret else 0,
+        )
+        client.connect(f"tcp://127.0.0.1:{watched.bind_to_random_port('tcp://127.0.0.1')}")
+
+        def send_and_read(message):
+            client.send_multipart(message)
+            _, *frames = watched.recv_multipart(copy=False)
+            connections.read_from(frames[-1], [frame.buffer for frame in frames])
+
+        send_and_read([b"the handshake lies before this"])
+        connections.check(0.0, drained=True)
+        sizes = [0, 1, 200, 222, 223, 255, 256, 5000]  # around those with a longer head
+        for size in sizes:
+            send_and_read([bytes(size)])
+            send_and_read([bytes(size), bytes(size + 1)])
+        connections.check(0.0, drained=False)
+        (connection,) = connections._open.values()
+        assert connection.read > sum(3 * size for size in sizes)
+        assert connection.bytes_received() - connection.received == connection.read
+        connections.close()
+
+
+def test_a_flood_is_cut_off_before_it_fills_the_memory_and_others_are_served():
+    with serving() as address, PolicyClient(address) as policy, closing(connect(address)) as bad:
+        policy.ping(timeout_s=5.0)
+        one = frame(bytes(wire.encode(PingRequest(1))[0]), more=False)
+        with pytest.raises(ConnectionError):
+            bad.sendall(one * (2**27 // len(one)))
+        policy.ping(timeout_s=5.0)
+
+
 def test_clients_are_bounded_and_a_place_is_free_when_one_leaves(caplog):
     with serving(max_clients=2) as address, ExitStack() as stack:
         first = stack.enter_context(PolicyClient(address))
@@ -156,7 +207,8 @@ def test_a_client_that_does_not_begin_to_talk_is_turned_away():
 def test_heartbeats_do_not_add_up():
     with zmq.Context() as context, context.socket(zmq.ROUTER) as watched:
         watched.linger = 0
-        connections = Connections(context, watched, most=2, max_unread_bytes=1000)
+        bounds = {"max_partial_bytes": 1000, "max_unread_bytes": 1000, "frame_bytes": 0}
+        connections = Connections(context, watched, most=2, **bounds)
         with closing(
             connect(f"tcp://127.0.0.1:{watched.bind_to_random_port('tcp://127.0.0.1')}")
         ) as idle:
@@ -164,12 +216,12 @@ def test_heartbeats_do_not_add_up():
             heartbeat = b"\x04\x07\x04PING\x00\x00"
             for second in range(1000):
                 idle.sendall(heartbeat)
-                connections.check(float(second))
+                connections.check(float(second), drained=True)
             assert len(connections) == 1
             idle.sendall(frame(bytes(1000), more=True) * 200)
             until_s = time.monotonic() + 5.0
             while len(connections) and time.monotonic() < until_s:
-                connections.check(1000.0)
+                connections.check(1000.0, drained=True)
             assert len(connections) == 0
         connections.close()
 
