@@ -24,31 +24,17 @@ from client.errors import (
 )
 from models.samplers import draw_noise
 from policy_server.admission import Admission
-from policy_server.allocation import CallPrice, Demand, allocate_steps, choose_rows
+from policy_server.allocation import CallPrice, choose_rows
 from policy_server.backends.protocol import Backend
 from policy_server.cost_model import CostModel
 from policy_server.in_flight import InFlight, Slots
+from policy_server.needs import Needs
 from policy_server.planner import Planner
 from policy_server.requests import Answer, EngineRequest, Outcome, Refusal, RequestKey
 
 SUPERSEDED = "a newer request of this session has arrived"
 SHUTTING_DOWN = "the server is shutting down; reconnect and ask again"
 
-_PATIENCE_CALLS, _LATE_EVERY = 32, 4
-"""A late request may be passed over so often; then it goes first, in one of so many calls at most,
-so that many of them do not stop all others."""
-_LOSS = 0.1
-"""A call is large enough when a row costs within 10% of what it would in an endless one."""
-_QUEUE_SHARE = 0.25
-"""See `allocate_steps`."""
-_SCARCE = 0.5
-"""Steps are cut when fewer of the slots are free: whoever finds none would get nothing."""
-_SURPRISE_S, _SURPRISE_SHARE = 0.010, 0.65
-"""Steps beyond the fewest leave so much of a budget free, at most such a share of it, even when no
-pause has been seen for long: a neighbour may come at any moment, and take a time slice of some
-milliseconds while the request is on its way, in the middle of it, and on its way back."""
-_STALL_SHARE = 0.75
-"""Of a budget, at most so much is left free for pauses that have been seen."""
 _PAUSE_S = 0.001
 """A call that ends so much later than predicted delays all that was promised."""
 _WORTH = 0.25
@@ -106,6 +92,7 @@ class Engine:
         steps = planner.steps
         chunk_shape = backend.buffers.x_t.shape[1:]
         self._rows = InFlight(limits.max_in_flight, chunk_shape, steps.max_steps)
+        self._needs = Needs(self._rows, cost, steps, limits.max_call_s)
         self._slot_of: dict[RequestKey, int] = {}
         self._admission = Admission(steps, cost, clock, limits.max_in_flight)
         self._calls = 0
@@ -196,7 +183,7 @@ class Engine:
 
         It is one call; where everybody inside takes part several, within `max_call_s`.
         """
-        now_s, price = self._clock(), self._price()
+        now_s, price = self._clock(), self._needs.price()
         outcomes = self._refuse_expired(now_s, price)
         if outcomes or not self._slot_of:  # told before a call that might fail
             return outcomes
@@ -236,21 +223,12 @@ class Engine:
 
     def _choose(self, now_s: float, price: CallPrice) -> Slots:
         """Allocate steps to all, and pick those that take part in the next call."""
-        rows, steps = self._rows, self._planner.steps
+        rows = self._rows
         slots = rows.slots()
         slots = slots[rows.deadline_s[slots].argsort(kind="stable")]
-        demand = self._demand(slots, now_s, price)
+        demand = self._needs.demand(slots, now_s, price, self._calls)
         self._admission.rebuild(now_s, rows.deadline_s[slots], demand, price)
-        given = demand.fewest
-        if steps.max_useful_steps > steps.min_steps and not rows.fixed[slots].all():
-            free = 1 - (len(slots) - 1) / rows.size
-            queue_share = _QUEUE_SHARE * min(1.0, free / _SCARCE)
-            budget_s = rows.budget_s[slots]
-            reserve_s = np.maximum(
-                np.minimum(_SURPRISE_S, _SURPRISE_SHARE * budget_s),
-                np.minimum(self._cost.stall_s, _STALL_SHARE * budget_s),
-            )
-            given = allocate_steps(demand, reserve_s, queue_share, price)
+        given = self._needs.given_steps(slots, demand, price)
         if self._suspects:
             chosen = np.flatnonzero(slots == min(self._suspects))
         else:
@@ -262,44 +240,6 @@ class Engine:
             chosen = chosen[(fresh <= most) | rows.begun[slots[chosen]]]
         self._plan_again(slots[chosen], given[chosen])
         return slots[chosen]
-
-    def _demand(self, slots: Slots, now_s: float, price: CallPrice) -> Demand:
-        rows, cost, steps = self._rows, self._cost, self._planner.steps
-        network_rows, executed = rows.network_rows[slots], rows.executed[slots]
-        fixed, begun = rows.fixed[slots], rows.begun[slots]
-        fewest = np.where(fixed, rows.steps_left[slots], np.maximum(steps.min_steps - executed, 1))
-        most = np.where(fixed, fewest, np.maximum(steps.max_useful_steps - executed, fewest))
-        time_left_s = rows.deadline_s[slots] - now_s - cost.finish.estimate_s
-        encode_s, pressing = np.zeros(len(slots)), np.zeros(len(slots), bool)
-        if not begun.all():
-            encode_s[~begun] = cost.encode.typical_s
-            waited_s = now_s - rows.deadline_s[slots] + rows.budget_s[slots]
-            pressing = ~begun & (waited_s + price.full_call_s > self._limits.max_call_s)
-        late = fewest * price.step_s(network_rows) + encode_s > time_left_s
-        overdue = np.zeros(len(slots), bool)
-        if late.any() and self._calls % _LATE_EVERY == 0:
-            passed_over = np.where(late, self._calls - rows.last_call[slots], 0)
-            longest = int(passed_over.argmax())
-            overdue[longest] = passed_over[longest] >= _PATIENCE_CALLS
-        return Demand(
-            network_rows,
-            executed,
-            fewest,
-            most,
-            encode_s,
-            time_left_s - encode_s,
-            pressing,
-            ~rows.promised[slots],
-            late,
-            overdue,
-        )
-
-    def _price(self) -> CallPrice:
-        cost, inside = self._cost, self._rows
-        max_rows = max(2, cost.efficient_rows(self._limits.max_call_s, _LOSS))
-        if max_rows % 2 and (inside.network_rows[inside.used] == 2).any():
-            max_rows -= 1  # half a guided request is none
-        return CallPrice(cost.per_call_s, cost.per_row_s, max_rows)
 
     def _plan_again(self, slots: Slots, given: npt.NDArray[np.int64]) -> None:
         """Fit the plans of those that take part to the steps that they are given."""
