@@ -63,10 +63,10 @@ def make_policy(
     return policy.eval()
 
 
-def save_checkpoint(folder, policy, min_steps=2, max_useful_steps=8, **fields):
+def save_checkpoint(folder, policy, min_steps=2, max_useful_steps=8, model_id="tiny", **fields):
     """A real checkpoint folder of an untrained policy."""
     manifest = checkpoint.Manifest(
-        model_id="tiny",
+        model_id=model_id,
         spec=policy.spec,
         network=policy.network.config,
         diffusion=policy.diffusion,
