@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import random
+import select
 import signal
 import socket
 import subprocess
@@ -34,6 +35,7 @@ from benchmarks import results, soak_report
 from benchmarks.faulty_proxy import Faults, FaultyProxy
 from benchmarks.hostile import hostile_process
 from benchmarks.server_process import ServerProcess, running_server
+from benchmarks.soak_robot import DRIVING
 from models import checkpoint
 
 _FAULTS = (
@@ -47,7 +49,10 @@ _FAULTS = (
     Faults(black_hole=True),
 )
 _FAULTS_CHANGE_S = 2.0
-_MORTAL_LIVES_S = 6.0
+_MORTAL_DRIVES_S, _MORTAL_LIVES_S = 2.0, 30.0
+"""Of a robot that is killed: from its first answer, and at most."""
+_ROBOTS = 10_000
+"""More than one run has: each has a seed of its own."""
 _WATCH_PERIOD_S = 0.1
 _STOPPED_S = 1.0
 _HOSTILE_SHARE = 0.7
@@ -133,8 +138,14 @@ class RobotProcess:
             raise RuntimeError(msg) from None
         if self.process.returncode:
             raise RuntimeError("a robot failed; see above")
-        report: dict[str, Any] = json.loads(written)
+        report: dict[str, Any] = json.loads(written.splitlines()[-1])
         return report
+
+    def has_begun_to_drive(self) -> bool:
+        """Whether it has said so since it was asked last; does not wait."""
+        stdout = self.process.stdout
+        assert stdout is not None
+        return bool(select.select([stdout], (), (), 0)[0]) and stdout.readline().strip() == DRIVING
 
 
 @contextmanager
@@ -156,22 +167,30 @@ def robot_process(task: str, address: str, seed: int) -> Iterator[RobotProcess]:
 class Mortals:
     """Robots that are killed in the middle of what they do, one after the other."""
 
-    def __init__(self, task: str, address: str, events: Events) -> None:
-        self._task, self._address, self._events = task, address, events
+    def __init__(self, task: str, address: str, seed: int, events: Events) -> None:
+        self._task, self._address, self._seed, self._events = task, address, seed, events
         self._present = ExitStack()
+        self._robot: RobotProcess | None = None
+        self._driving = False
         self._dies_s = 0.0
 
     def follow(self, now_s: float) -> None:
         """Kill one and begin the next, if it is time."""
+        if self._robot is not None and not self._driving and self._robot.has_begun_to_drive():
+            self._driving = True
+            self._dies_s = now_s + _MORTAL_DRIVES_S
         if now_s >= self._dies_s:
             self.end()
-            self._present.enter_context(robot_process(self._task, self._address, 0))
-            self._events.done["robots killed"] += 1
+            self._seed += 1
+            process = robot_process(self._task, self._address, self._seed)
+            self._robot = self._present.enter_context(process)
             self._dies_s = now_s + _MORTAL_LIVES_S
 
     def end(self) -> None:
-        """Kill the last one."""
+        """Kill the last one; only those that drove count."""
         self._present.close()
+        self._events.done["robots killed"] += self._driving
+        self._robot, self._driving = None, False
 
 
 def _free_address() -> str:
@@ -195,7 +214,8 @@ class Soak:
         """Until the time is over; a report for each robot that lived to the end."""
         config, names = self._config, ("sound", "faulty")
         robots: list[tuple[str, RobotProcess]] = []
-        mortals = Mortals(self._task, self._address, self.events)
+        seed = _ROBOTS * config.seed
+        mortals = Mortals(self._task, self._address, seed + _ROBOTS // 2, self.events)
         with ExitStack() as stack:
             proxy = stack.enter_context(FaultyProxy(self._address, seed=config.seed))
             stack.callback(mortals.end)
@@ -209,7 +229,7 @@ class Soak:
                         addresses = [self._address] * config.robots
                         addresses += [proxy.address] * config.robots_behind_faults
                         for number, address in enumerate(addresses):
-                            process = robot_process(self._task, address, number + 1)
+                            process = robot_process(self._task, address, seed + number)
                             name = names[address == proxy.address]
                             robots.append((name, stack.enter_context(process)))
                     down_s = self._between_restarts(server, proxy, mortals)
@@ -289,3 +309,5 @@ def main(config: SoakConfig) -> None:
     lost, unsafe = (sum(row[name] for row in rows) for name in ("lost", "unsafe"))
     if lost or unsafe:
         sys.exit(f"error: expected nothing lost and nothing unsafe, got {lost} and {unsafe}")
+    if failed := soak_report.failed(rows):
+        sys.exit(f"error: expected answers, motion and no fault, got none or one: {failed}")

@@ -47,18 +47,21 @@ def rows_of(
     rows = []
     for number, report in enumerate(reports):
         counts = Counter(report["counts"])
-        unexcused = 0
+        lost = counts["lost"]
         if report["network"] == "sound":
-            unexcused = sum(
+            lost += sum(
                 kind == "disconnected" and not excused(sent_s, settled_s, outages_s)
                 for sent_s, settled_s, kind in report["conclusions"]
             )
+            # what nobody waited for any more may be answered all the same; anything else twice
+            unawaited = counts["cancelled"] + counts["disconnected"] + counts["lost"]
+            lost += max(0, report["dropped_replies"] - unawaited)
         longest_s = max((b - a for a, b, _ in report["conclusions"]), default=0.0)
         rows.append(
             {
                 "who": f"robot {number + 1}, {report['network']} network",
                 **{name: counts[name] for name in COLUMNS},
-                "lost": counts["lost"] + unexcused,
+                "lost": lost,
                 "unsafe": len(report["unsafe"]),
                 "unsafe_examples": report["unsafe"][:_EXAMPLES],
                 "unreadable_replies": counts["unreadable"],
@@ -83,6 +86,15 @@ def rows_of(
         }
     )
     return rows
+
+
+def failed(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Robots on a sound network that were not really served, although nothing was lost."""
+    return [
+        row["who"]
+        for row in rows
+        if "sound" in row["who"] and (row["fault"] or not row["answered"] or not row["ticks_moved"])
+    ]
 
 
 def table_of(rows: Sequence[dict[str, Any]]) -> Table:

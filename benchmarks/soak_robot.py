@@ -5,8 +5,8 @@
 A control loop drives a simulated robot, is told something else to do now and then, and cancels some
 of its requests. Two auditors of its own watch: between loop and client, that every request comes to
 exactly one conclusion within its timeout; between loop and robot, that every action belongs to an
-answer and to this moment, or is the robot's safe action. It ends when stdin does, and writes a JSON
-object to stdout then.
+answer and to this moment, or is the robot's safe action, and that it keeps to the limits. It writes
+`driving` to stdout at its first answer, ends when stdin does, and writes a JSON object then.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from client.errors import (
     ConnectionLostError,
     DeadlineError,
     PolicyError,
-    UnsafeActionError,
 )
 from client.outstanding import Chunk
 from client.sims.real_time import RealTimeRobot, sample_pool
 from client.sims.simulation import SimulatedRobot, load_robot
 from client.specs import PolicySpec
 
+DRIVING = "driving"
 BUDGET_S = 0.08
 TIMEOUT_S = 0.5
 _SLACK_S = 0.3
 """Beyond its timeout a conclusion may come so much later: the loop looks for it once a tick."""
 _CANCELLED = 0.02
 _NEW_WORDS = 0.1
-_EPISODES = 50
+_EPISODES = 20
 _CHUNKS_KEPT = 16
 _TICKS_OFF = 2
 """An action may be so many ticks from where its observation puts it: ticks start late, too."""
@@ -69,6 +69,7 @@ class AuditedPolicy:
         self._policy = policy
         self._rng = rng
         self._open: dict[int, float] = {}
+        self._episode_s = 0.0
         self.chunks: deque[tuple[float, npt.NDArray[np.float32]]] = deque(maxlen=_CHUNKS_KEPT)
         self.reasons: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
@@ -108,7 +109,11 @@ class AuditedPolicy:
                 continue
             self._conclude(sent_s, _kind_of(result))
             if isinstance(result, Chunk):
-                self.chunks.append((sent_s, result.actions))
+                if self.counts["answered"] + self.counts["late"] == 1:
+                    sys.stdout.write(f"{DRIVING}\n")
+                    sys.stdout.flush()
+                if sent_s >= self._episode_s:
+                    self.chunks.append((sent_s, result.actions))
             elif isinstance(result, CannotServeError):
                 self.reasons[re.sub(r"[\d.]+", "N", str(result))] += 1
         return results
@@ -119,6 +124,11 @@ class AuditedPolicy:
             kind = "lost"
         self.counts[kind] += 1
         self.conclusions.append((sent_s, now_s, kind))
+
+    def begin_episode(self) -> None:
+        """Nothing that was asked for before counts from here on."""
+        self._episode_s = time.monotonic()
+        self.chunks.clear()
 
     def close(self) -> None:
         """What is open now has no conclusion."""
@@ -156,6 +166,7 @@ class AuditedRobot:
         self._policy = policy
         self._spec = spec
         self._safe_action: npt.NDArray[Any] | None = None
+        self._last: npt.NDArray[Any] | None = None
         self.unsafe: list[str] = []
         self.safe = self.moved = 0
 
@@ -171,7 +182,14 @@ class AuditedRobot:
     def safe_action(self) -> npt.NDArray[Any]:
         """See `client.robot.Robot`."""
         self._safe_action = np.array(self._robot.safe_action())
+        if self._last is None:
+            self._last = self._safe_action
         return self._safe_action
+
+    def begin_episode(self) -> None:
+        """The robot is somewhere else; its first safe action is what the first command follows."""
+        self._last = None
+        self._policy.begin_episode()
 
     def apply(self, action: npt.NDArray[Any]) -> None:
         """Check, then command it; the safe action in place of an unsafe one."""
@@ -182,16 +200,24 @@ class AuditedRobot:
             wrong = self._wrong(action)
             if wrong is not None:
                 self.unsafe.append(wrong)
-                action = self._robot.safe_action()
+                action = np.array(self._robot.safe_action())
         self._safe_action = None
+        self._last = action
         self._robot.apply(action)
 
     def _wrong(self, action: npt.NDArray[Any]) -> str | None:
         """What is wrong with an action that is not the safe one."""
-        try:
-            self.limits.check(action[None])
-        except UnsafeActionError as error:
-            return str(error)
+        limits = self.limits  # compared here and not by its own methods, which the loop uses
+        low, high, most = (
+            np.array(limit, np.float32)
+            for limit in (limits.minimum, limits.maximum, limits.max_change)
+        )
+        within = (low <= action) & (action <= high)
+        if not within.all():
+            return f"action: {action.tolist()} is beyond the limits"
+        change = np.zeros(1) if self._last is None else np.abs(action - self._last)
+        if not (change <= most + _SAME).all():
+            return f"action: {action.tolist()} is too large a change: {change.tolist()}"
         now_s = time.monotonic()
         for asked_s, actions in self._policy.chunks:
             tick = int((now_s - asked_s) / self._spec.control_period_s)
@@ -224,6 +250,7 @@ def run(robot: SimulatedRobot, address: str, seed: int) -> dict[str, object]:
             if real_time.outcome is not None:
                 real_time.begin_next()
                 loop.begin_episode()
+                audited.begin_episode()
                 loop.instruction = rng.choice(words[real_time.task])
             elif tick.index % 100 == 0 and rng.random() < _NEW_WORDS:
                 loop.instruction = f"{rng.choice(words[real_time.task])} number {rng.random():.6f}"

@@ -116,7 +116,7 @@ def test_every_request_is_followed_to_its_conclusion(client, policy):
 
 
 class Robot:
-    limits = ActionLimits((-1.0, -1.0), (1.0, 1.0), (np.inf, np.inf))
+    limits = ActionLimits((-1.0, -1.0), (1.0, 1.0), (np.inf, 0.5))
 
     def __init__(self):
         self.applied = []
@@ -128,6 +128,7 @@ class Robot:
         self.applied.append(action.tolist())
 
 
+@pytest.mark.realtime
 def test_only_what_is_due_now_or_safe_is_let_through(client, policy):
     robot = Robot()
     audited = AuditedRobot(robot, policy, TINY_SPEC)
@@ -147,6 +148,24 @@ def test_only_what_is_due_now_or_safe_is_let_through(client, policy):
     assert robot.applied[2:] == [[0.5, 0.5]] * 5
 
 
+@pytest.mark.realtime
+def test_a_jump_is_unsafe_and_so_is_an_answer_of_the_episode_before(client, policy):
+    audited = AuditedRobot(Robot(), policy, TINY_SPEC)
+    jump = np.float32([[0.1, -0.2]] * 8)
+    for request_id in (1, 2):
+        policy.submit({}, "x")
+        client.results = [chunk(request_id, jump)]
+        policy.poll(0.0)
+    audited.safe_action()  # at 0.5, 0.5
+    audited.apply(jump[0])
+    assert len(audited.unsafe) == 1
+    assert "too large a change" in audited.unsafe[0]
+    audited.begin_episode()
+    audited.apply(jump[0])
+    assert len(audited.unsafe) == 2
+    assert "due by no answer" in audited.unsafe[1]
+
+
 def test_a_lost_connection_is_excused_by_an_outage_only():
     conclusions = [(10.0, 10.5, "disconnected"), (20.0, 20.5, "disconnected"), (1, 2, "answered")]
     report = {
@@ -156,12 +175,21 @@ def test_a_lost_connection_is_excused_by_an_outage_only():
         "rejected": {},
         "unsafe": ["this"],
         "ticks": {"safe": 1, "moved": 2},
+        "dropped_replies": 5,
     }
     hostile = [{"messages": 7, "connections": 1, "replies": 6, "unanswered": 1, "surplus": 2}]
     reports = [{"network": name, **report} for name in ("sound", "faulty")]
     sound, faulty, others = soak_report.rows_of(reports, [(8.0, 9.0)], hostile)
-    assert (sound["lost"], sound["unsafe"]) == (2, 1)
+    assert (sound["lost"], sound["unsafe"]) == (2 + (5 - 2 - 1), 1)  # an answer too many, twice
     assert faulty["lost"] == 1
     assert others["lost"] == 3
     json.dumps([sound, faulty, others])
     assert sound["longest_wait_s"] == 1
+    assert not soak_report.failed([sound, faulty, others])
+
+
+@pytest.mark.parametrize("changed", [{"fault": 1}, {"answered": 0}, {"ticks_moved": 0}])
+def test_a_robot_that_is_not_really_served_fails_the_run(changed):
+    sound = {"who": "robot 1, sound network", "fault": 0, "answered": 9, "ticks_moved": 9}
+    assert soak_report.failed([sound]) == []
+    assert soak_report.failed([{**sound, **changed}]) == ["robot 1, sound network"]
