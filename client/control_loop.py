@@ -27,6 +27,7 @@ from client.errors import (
     ConnectionLostError,
     InvalidRequestError,
     PolicyError,
+    ServerFaultError,
     SupersededError,
     UnsafeActionError,
 )
@@ -276,6 +277,14 @@ class ControlLoop:
 
     def _take(self, asked: _Asked, chunk: Chunk) -> None:
         record = asked.record
+        if chunk.spec_id != self._spec.spec_id:  # the client may know of another policy by now
+            msg = (
+                f"reply: expected actions of this loop's specification ({self._spec.spec_id}), got "
+                f"some of {chunk.model_id}'s ({chunk.spec_id}); make a loop for that policy"
+            )
+            error = ServerFaultError(msg, request_id=chunk.request_id)
+            self._settle_error(record, error, asked.episode)
+            return
         if asked.episode == self._episode:
             try:
                 taken = self._buffer.add(chunk.actions, asked.t_obs_s)

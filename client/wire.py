@@ -130,6 +130,11 @@ class WireLimits:
         )
 
     @property
+    def max_message_bytes(self) -> int:
+        """Of all frames together."""
+        return self.max_header_bytes + (self.max_frames - 1) * self.max_array_bytes
+
+    @property
     def max_frame_bytes(self) -> int:
         """For ZMQ_MAXMSGSIZE, so that a larger frame is never received at all."""
         return max(self.max_header_bytes, self.max_array_bytes)
@@ -362,7 +367,7 @@ def _array(
 
 def _check_frame_count(count: int, limits: WireLimits) -> None:
     if count > limits.max_frames:
-        msg = f"message: expected at most {limits.max_frames} frames, got {count}"
+        msg = f"message: expected at most {limits.max_frames} frames, got more"
         raise ValueError(msg)
 
 

@@ -3,11 +3,13 @@
 ZeroMQ hands over whole messages only and bounds the size of a frame, not the number of frames; so a
 message without end would lie in memory for ever before anybody could refuse it. Nor does it bound
 how many clients connect. Here every connection is known by its file descriptor; one that is beyond
-a bound is shut down below ZeroMQ, which then forgets all that came over it.
+a bound is shut down below ZeroMQ. That forgets a message that is not whole then, but hands over
+those that are, so newcomers are turned away while too much of that is left.
 """
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
@@ -35,6 +37,8 @@ _HEARTBEATS_BYTES_PER_S = 100.0
 _SHORT, _SHORT_HEAD, _LONG_HEAD = 255, 2, 9
 """ZMTP's head of a frame of up to so many bytes, and of a longer one."""
 _WARN_EVERY_S = 10.0
+_TOTAL = 8
+"""Times what one connection may have unread, all together may have."""
 _OTHER_DESCRIPTORS = 128
 """Of files, threads and sockets that are no client's."""
 _numbers = itertools.count()
@@ -47,7 +51,7 @@ class _Connection:
     Attributes:
         endpoint: the same connection as ZeroMQ's, by a descriptor of our own: it stays this one
             when ZeroMQ closes its own.
-        received: bytes until the last look at which all its messages so far had been read.
+        baseline: bytes received at the last look at which all its messages had been read.
         since_s: when that was.
         read: bytes of messages that have been read since then.
         spoke: a message of it has been read.
@@ -55,7 +59,7 @@ class _Connection:
 
     endpoint: socket.socket
     since_s: float
-    received: int = 0
+    baseline: int = 0
     read: int = 0
     spoke: bool = False
 
@@ -93,8 +97,7 @@ class Connections:
     Args:
         context: of the socket.
         watched: not yet bound.
-        most: connections at one time; whoever comes later takes the place of one that has not
-            said anything, or is turned away.
+        most: connections at one time; of more, who has said nothing yet is dropped first.
         max_partial_bytes: that a connection may have sent of a message that is not whole.
         max_unread_bytes: of messages that are whole and that nobody has read.
         frame_bytes: that a frame takes on the wire beyond what ZMTP adds to one without security.
@@ -115,7 +118,8 @@ class Connections:
         self._max_unread_bytes = max_unread_bytes
         self._frame_bytes = frame_bytes
         self._open: dict[int, _Connection] = {}
-        self._heard_of: Counter[int] = Counter()
+        self._read: Counter[int] = Counter()  # bytes since the last look, by descriptor
+        self._left_behind = 0
         self._dropped, self._warned_s = 0, -_WARN_EVERY_S
         self._watched = watched
         address = f"inproc://connections-{next(_numbers)}"
@@ -126,9 +130,19 @@ class Connections:
         self._events.setsockopt(zmq.RCVHWM, 0)
         self._events.connect(address)
 
+    @property
+    def crowded(self) -> bool:
+        """Whether there are more than there may be."""
+        return len(self._open) > self._most
+
     def __len__(self) -> int:
         """How many there are."""
         return len(self._open)
+
+    def drop_sender(self, frame: zmq.Frame) -> None:
+        """End the connection over which this frame came."""
+        with suppress(zmq.ZMQError, KeyError):
+            self._drop(int(frame.get(zmq.SRCFD)))
 
     def read_from(self, frame: zmq.Frame, frames: Sequence[memoryview]) -> None:
         """A whole message has been read; `frame` is the last of its `frames`."""
@@ -137,10 +151,10 @@ class Connections:
             body = len(one) + self._frame_bytes
             size += body + (_LONG_HEAD if body > _SHORT else _SHORT_HEAD)
         with suppress(zmq.ZMQError):  # a client with ZMTP below 3, which is none of ours
-            self._heard_of[int(frame.get(zmq.SRCFD))] += size
+            self._read[int(frame.get(zmq.SRCFD))] += size
 
     def update(self, now_s: float) -> None:
-        """Take note of who came and went; those who are too many are dropped before they are heard.
+        """Take note of who came and went.
 
         Args:
             now_s: monotonic clock.
@@ -153,28 +167,41 @@ class Connections:
                 self._accepted(descriptor, now_s)
 
     def check(self, now_s: float, *, drained: bool) -> None:
-        """Drop those that have sent much more than could be read.
+        """Drop those that are too many, and those that have sent much more than could be read.
 
         Args:
             now_s: monotonic clock.
             drained: no whole message is left to be read.
         """
         self.update(now_s)
+        if drained:
+            self._left_behind = 0
+        pending: list[tuple[int, int]] = []
         for descriptor, connection in list(self._open.items()):
             received = connection.bytes_received()
-            read = self._heard_of.get(descriptor, 0)
+            read = self._read.get(descriptor, 0)
             if read:
                 connection.spoke = True
                 connection.read += read
                 if drained:
-                    connection.received, connection.read, connection.since_s = received, 0, now_s
+                    connection.baseline, connection.read, connection.since_s = received, 0, now_s
                     continue
             allowed = self._max_unread_bytes if connection.read else self._max_partial_bytes
-            allowed += int(_HEARTBEATS_BYTES_PER_S * (now_s - connection.since_s))
-            if received - connection.received - connection.read > allowed:
-                self._open.pop(descriptor)
-                self._drop(connection)
-        self._heard_of.clear()
+            heartbeats = int(_HEARTBEATS_BYTES_PER_S * (now_s - connection.since_s))
+            unread = max(0, received - connection.baseline - connection.read - heartbeats)
+            if unread > allowed:
+                self._drop(descriptor, unread)
+            else:
+                pending.append((unread, descriptor))
+        total = self._left_behind + sum(unread for unread, _ in pending)
+        for unread, descriptor in sorted(pending, reverse=True):
+            if total <= _TOTAL * self._max_unread_bytes:
+                break
+            self._drop(descriptor, unread)
+            total -= unread
+        while len(self._open) > self._most:
+            self._drop(self._one_too_many())
+        self._read.clear()
         if self._dropped and now_s >= self._warned_s + _WARN_EVERY_S:
             log.warning(
                 "dropped %d connections: more than %d at one time, %d bytes without a whole "
@@ -189,28 +216,34 @@ class Connections:
     def _accepted(self, descriptor: int, now_s: float) -> None:
         try:
             own = os.dup(descriptor)
-        except OSError:  # closed again meanwhile
-            return
+        except OSError as error:
+            if error.errno == errno.EMFILE:  # no room for another descriptor: by ZeroMQ's own
+                with suppress(OSError):
+                    endpoint = socket.socket(fileno=descriptor)
+                    endpoint.shutdown(socket.SHUT_RDWR)
+                    endpoint.detach()
+                self._dropped += 1
+            return  # else it is closed again meanwhile
         try:
-            connection = _Connection(socket.socket(fileno=own), now_s)
+            endpoint = socket.socket(fileno=own)
         except OSError:  # and used for a file
             os.close(own)
             return
-        if len(self._open) >= self._most and not self._make_room():
-            self._drop(connection)
-        else:
-            self._open[descriptor] = connection
+        self._open[descriptor] = _Connection(endpoint, now_s)
+        if self._left_behind > _TOTAL * self._max_unread_bytes:
+            self._drop(descriptor)
 
-    def _make_room(self) -> bool:
-        """Drop who has been here longest without a word, if anybody has: it costs nothing to be."""
+    def _one_too_many(self) -> int:
+        """Who has been here longest without a word, if anybody has, else the last to come."""
         for descriptor, connection in self._open.items():
-            if not connection.spoke and descriptor not in self._heard_of:
-                self._drop(self._open.pop(descriptor))
-                return True
-        return False
+            if not connection.spoke:
+                return descriptor
+        return next(reversed(self._open))
 
-    def _drop(self, connection: _Connection) -> None:
+    def _drop(self, descriptor: int, unread: int = 0) -> None:
         """ZeroMQ will find it closed by the other side, and close it, too."""
+        connection = self._open.pop(descriptor)
+        self._left_behind += unread
         with suppress(OSError):  # it is closed already
             # with a reset, that tells the client even if it is in the middle of sending
             connection.endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)

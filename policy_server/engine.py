@@ -1,9 +1,9 @@
 """The engine: which requests take part in the next network call, and what becomes of every one.
 
 Pure: clock and backend are injected and no socket is known here, so it runs in simulated time. It
-works call by call: `advance` makes one network call for whoever is most urgent and returns, and
-between two calls requests may arrive, expire, be cancelled or superseded, and the steps still to do
-are allocated again.
+works call by call: `advance` makes a network call for whoever is most urgent (several where that
+keeps nobody waiting) and returns. In between requests may arrive, expire, be cancelled or
+superseded, and the steps still to do are allocated again.
 """
 
 from __future__ import annotations

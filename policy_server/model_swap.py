@@ -135,7 +135,8 @@ class ModelSwap:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             start_new_session=True,  # Ctrl-C is for the server, which ends this one
         )
-        os.setpriority(os.PRIO_PROCESS, self._export.pid, _NICE)
+        pid = self._export.pid
+        os.setpriority(os.PRIO_PROCESS, pid, max(_NICE, os.getpriority(os.PRIO_PROCESS, pid)))
         if self._closed:
             self._export.kill()
         _, stderr = self._export.communicate()

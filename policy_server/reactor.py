@@ -29,9 +29,11 @@ _UNREAD_S = 0.02
 """Requests that may have waited unread for longer are refused: their budgets count from when they
 are read, so they would be answered long after their robots have given up, and so would all after
 them. Refusing is faster than they come, so it does not last."""
-_PARTIAL_FRAMES, _UNREAD_BYTES = 64, 1 << 24
-"""A client is cut off with so many of the largest frames of a message that is not whole, or with as
-much that nobody has read, but not with less than 16 MB: seconds of a large fleet's requests."""
+_UNREAD_MESSAGES, _UNREAD_BYTES = 4, 1 << 22
+"""A client is cut off with so many of the largest messages unread, but not with less than 4 MB:
+a second of a large fleet's requests."""
+_TOO_MANY_FRAMES = 1000
+"""Beyond what a message may have: that is no mistake any more."""
 CURVE_BYTES = 33
 """That CurveZMQ adds to a frame: its command's name, nonce, code and flags (RFC 26)."""
 _CHECK_CONNECTIONS_S = 0.02
@@ -87,13 +89,13 @@ class Reactor:
             (zmq.TCP_KEEPALIVE_CNT, 3),
         ):
             self._socket.setsockopt(option, value)
-        max_partial_bytes = max(_PARTIAL_FRAMES, limits.max_frames) * limits.max_frame_bytes
+        self._in_too_long, self._skipped = False, 0
         self._connections = Connections(
             self._context,
             self._socket,
             most=max_clients,
-            max_partial_bytes=max_partial_bytes,
-            max_unread_bytes=max(max_partial_bytes, _UNREAD_BYTES),
+            max_partial_bytes=limits.max_message_bytes,
+            max_unread_bytes=max(_UNREAD_MESSAGES * limits.max_message_bytes, _UNREAD_BYTES),
             frame_bytes=0 if keys is None else CURVE_BYTES,
         )
         self._checked_s = time.monotonic()
@@ -194,7 +196,8 @@ class Reactor:
             self._unread.drained(time.monotonic())
         if self._readable():
             self._receive(service)
-        if time.monotonic() > self._checked_s + _CHECK_CONNECTIONS_S:
+        check_s = self._checked_s + _CHECK_CONNECTIONS_S
+        if self._connections.crowded or time.monotonic() > check_s:
             self._checked_s = time.monotonic()
             self._connections.check(self._checked_s, drained=self._drained)
         service.collect_instructions()
@@ -212,18 +215,29 @@ class Reactor:
         self._connections.update(begun_s)
         while True:
             frame = self._socket.recv(zmq.DONTWAIT, copy=False)
-            address = frame.bytes
-            frames = []
-            while frame.more:
-                frame = self._socket.recv(zmq.DONTWAIT, copy=False)
-                frames.append(frame.buffer)
-            self._connections.read_from(frame, frames)
-            arrived_s = time.monotonic()
-            unread_s = self._unread.read(address, arrived_s)
-            self._dispatch(service, address, frames, arrived_s, unread_s)
+            if self._in_too_long:
+                self._skip(frame)
+            else:
+                address = frame.bytes
+                frames: list[memoryview] = []
+                while frame.more and len(frames) <= self._limits.max_frames:
+                    frame = self._socket.recv(zmq.DONTWAIT, copy=False)
+                    frames.append(frame.buffer)
+                self._in_too_long = frame.more
+                self._connections.read_from(frame, frames)
+                arrived_s = time.monotonic()
+                unread_s = self._unread.read(address, arrived_s)
+                self._dispatch(service, address, frames, arrived_s, unread_s)
             self._drained = not self._readable()
-            if self._drained or arrived_s > until_s:
+            if self._drained or time.monotonic() > until_s:
                 return
+
+    def _skip(self, frame: zmq.Frame) -> None:
+        """Throw away a frame of a message that has too many; its sender, too, if it goes on."""
+        self._in_too_long = frame.more
+        self._skipped = self._skipped + 1 if frame.more else 0
+        if self._skipped == _TOO_MANY_FRAMES:
+            self._connections.drop_sender(frame)
 
     def _dispatch(
         self,
@@ -257,7 +271,9 @@ class Reactor:
             self.send(address, ErrorReply.from_error(fault))
 
     def close(self) -> None:
-        """Flush replies for a moment, then close."""
+        """Flush replies for a moment, then close; nothing if that is done already."""
+        if self._socket.closed:
+            return
         self._connections.close()
         self._socket.close(linger=_DRAIN_LINGER_MS)
         self._guard.close()

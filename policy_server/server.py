@@ -268,4 +268,5 @@ def serve(config: ServerConfig, make_engine: EngineFactory = Engine) -> None:
         sys.stdout.write(f"ready {address} {service.description}\n")
         sys.stdout.flush()
         reactor.serve(service, lambda: bool(stopped), swap_if_ready)
+        reactor.close()  # before what is being loaded is given up: nobody is to wait for that
         log.info("stopped by signal %s", stopped[0])

@@ -48,7 +48,7 @@ def spec() -> PolicySpec:
 def metadata(spec: PolicySpec) -> Metadata:
     return Metadata(
         model_id="test-1",
-        spec_id="s-1",
+        spec_id=spec.spec_id,
         spec=spec,
         min_steps=2,
         max_useful_steps=10,
@@ -85,7 +85,7 @@ def chunk_for(request: ActRequest, spec: PolicySpec, total_s: float = 0.0) -> Ac
         rows_per_call=1.5,
         deadline_met=True,
         model_id="test-1",
-        spec_id="s-1",
+        spec_id=spec.spec_id,
         guidance_scale=0.0,
         eta=0.0,
         seed=0,

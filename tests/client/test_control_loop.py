@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -117,6 +117,7 @@ class SimulatedPolicy:
 
     clock: SimulatedClock
     reply: Callable[[int], Reply]
+    spec_id: str = SPEC.spec_id
     asked: list[Asked] = field(default_factory=list)
     on_their_way: list[tuple[float, Callable[[], Chunk | PolicyError]]] = field(
         default_factory=list
@@ -157,7 +158,7 @@ class SimulatedPolicy:
                 rows_per_call=1.0,
                 deadline_met=True,
                 model_id="m",
-                spec_id="s-1",
+                spec_id=self.spec_id,
                 guidance_scale=0.0,
                 eta=0.0,
                 seed=0,
@@ -311,6 +312,18 @@ def test_a_chunk_that_is_not_safe_is_a_server_fault_and_the_one_before_goes_on(
     assert stats.rejected == {reason: 2}
     assert stats.starved == 3
     assert "actions" in str(stats.requests[1].error)
+
+
+def test_answers_of_another_specification_are_not_commanded_whatever_the_client_thinks() -> None:
+    """It may have asked for the metadata of what is served now; the loop is made for the other."""
+    loop, robot, policy = simulate(lambda _: (0.005, None))
+    steps(loop, 3)
+    policy.spec_id = replace(SPEC, action_names=("dx", "dy")).spec_id
+    steps(loop, 13)
+    assert robot.executed() == {k: [k, 0] for k in range(1, 10)}
+    stats = loop.drain()
+    assert stats.outcomes == {"on_time": 1, "fault": 3}
+    assert "make a loop for that policy" in str(stats.requests[1].error)
 
 
 def test_a_jump_never_reaches_the_robot(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from policy_server.connections import Connections, reserve_descriptors
 from policy_server.reactor import CURVE_BYTES, Reactor
 
 LIMITS = wire.WireLimits(max_header_bytes=10_000, max_array_bytes=10_000)
-UNREAD_BYTES = 64 * 10_000
+UNREAD_BYTES = LIMITS.max_message_bytes
 """What a connection may send without a message, with these limits."""
 LONG = bool(os.environ.get("POLICY_SERVER_LONG_TESTS"))
 
@@ -98,15 +98,24 @@ def test_a_message_of_too_many_frames_is_answered_by_one_error():
         client.linger = 0
         client.connect(address)
         header = msgpack.packb({"protocol": 1, "type": "ping", "request_id": 7})
-        client.send_multipart([header] + [b""] * 5000)
+        client.send_multipart([header] + [b""] * 500)
         client.send_multipart(wire.encode(PingRequest(8)))
         replies = []
         for _ in range(2):
             assert client.poll(5000)
             replies.append(wire.decode(client.recv_multipart()))
         assert (replies[0].request_id, replies[0].code) == (7, "invalid_request")
-        assert "at most 17 frames, got 5001" in replies[0].message
+        assert "at most 17 frames, got more" in replies[0].message
         assert replies[1] == Pong(8)
+
+
+def test_a_message_of_very_many_frames_costs_its_sender_the_connection_and_nobody_the_server():
+    """They are two bytes each on the wire, so no bound of bytes keeps them away."""
+    with serving() as address, PolicyClient(address) as policy, closing(connect(address)) as bad:
+        policy.ping(timeout_s=5.0)
+        bad.sendall(b"\x01\x00" * 80_000 + b"\x00\x00")
+        assert ended(bad)
+        policy.ping(timeout_s=5.0)
 
 
 def test_whoever_sends_many_whole_messages_is_served_for_ever():
@@ -160,7 +169,7 @@ def test_what_has_been_read_is_known_to_the_byte(secret):
         connections.check(0.0, drained=False)
         (connection,) = connections._open.values()
         assert connection.read > sum(3 * size for size in sizes)
-        assert connection.bytes_received() - connection.received == connection.read
+        assert connection.bytes_received() - connection.baseline == connection.read
         connections.close()
 
 
