@@ -147,8 +147,9 @@ class FaultyProxy:
             runner.run(self._serve())
 
     async def _serve(self) -> None:
-        async with await asyncio.start_server(self._relay, sock=self._listener):
-            await self._stop.wait()
+        server = await asyncio.start_server(self._relay, sock=self._listener)
+        await self._stop.wait()
+        server.close()  # without waiting for its connections, which may be in a black hole
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection of a client, and the one to the server that belongs to it."""

@@ -168,7 +168,7 @@ def _row(
         "latency_p50_s": quantile(latency_s, 0.5),
         "latency_p99_s": p99(latency_s),
         "latency_max_s": max(latency_s, default=None),
-        "num_steps_min": int(record.num_steps[record.num_steps > 0].min(initial=10**6)),
+        "num_steps_min": min(record.num_steps[record.num_steps > 0].tolist(), default=None),
         "memory_growth_bytes": None if before is None or after is None else after - before,
         "hostile": hostile,
     }

@@ -97,7 +97,7 @@ def due_times(config: HygieneConfig, change: Change) -> npt.NDArray[np.float64]:
 
 
 def full_collection_s() -> dict[str, float]:
-    """What a full garbage collection takes in a process like the server's, frozen and not."""
+    """What a full garbage collection takes in this process, which holds more than the server's."""
 
     def timed_s() -> float:
         begun_s = time.monotonic()

@@ -192,7 +192,7 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
             table.add_row(
                 f"{row['task']}, {row['network']}",
                 row["backend"],
-                f"{row['parameters'] / 1e6:.1f}",
+                f"{(row['parameters'] + row['camera_parameters']) / 1e6:.1f}",
                 f"{row['step_operations'] / 1e6:.1f}",
                 *_milliseconds(row),
                 " ".join(f"{count}: {found}" for count, found in _by_steps(row).items()) or "–",

@@ -10,7 +10,6 @@ from itertools import pairwise
 from typing import Any, cast
 
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
 from models.networks.config import NetworkConfig
@@ -37,6 +36,14 @@ class SamplingLoops:
         self._shape = (robots, config.horizon, config.action_dim)
         self._observation = torch.zeros(robots, config.observation_dim)
         self._instruction = torch.zeros(robots, config.instruction_dim)
+        from diffusers import DDIMScheduler  # noqa: PLC0415 - takes seconds, and only this needs it
+
+        self._scheduler = cast("Any", DDIMScheduler)(
+            len(alpha_bar),
+            beta_schedule="squaredcos_cap_v2",
+            prediction_type="sample",
+            timestep_spacing="trailing",
+        )
 
     def _model(self, x: Tensor, t: Tensor, *, drop: bool) -> Tensor:
         """The network as the lesson calls it: time and condition are embedded in every call."""
@@ -46,7 +53,7 @@ class SamplingLoops:
 
     @torch.inference_mode()
     def lesson(self, num_steps: int, *, guided: bool) -> Tensor:
-        """The lesson's `cfg_sample`, two calls a step, or its `ddim_sample` with eta = 0, one."""
+        """Two calls a step and (1 + w)·cond − w·uncond if guided, else one; DDIM with eta = 0."""
         x, alpha_bar, w = torch.randn(self._shape), self._alpha_bar, _GUIDANCE_SCALE
         timesteps = torch.linspace(len(alpha_bar) - 1, 0, num_steps + 1, dtype=torch.long)
         for t, t_prev in pairwise(timesteps):
@@ -65,12 +72,7 @@ class SamplingLoops:
 
         Its guidance scale is 1 + w.
         """
-        scheduler = cast("Any", DDIMScheduler)(
-            len(self._alpha_bar),
-            beta_schedule="squaredcos_cap_v2",
-            prediction_type="sample",
-            timestep_spacing="trailing",
-        )
+        scheduler = self._scheduler
         scheduler.set_timesteps(num_steps)
         branches = 2 if guided else 1
         drop = torch.tensor([True, False][-branches:]).repeat_interleave(self._shape[0])

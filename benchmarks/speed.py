@@ -97,6 +97,9 @@ class SpeedConfig:
             if getattr(self, name) < 1:
                 msg = f"{name}: expected at least 1, got {getattr(self, name)}"
                 raise ValueError(msg)
+        if self.num_steps >= _MANY_STEPS:
+            msg = f"num_steps: expected less than {_MANY_STEPS}, got {self.num_steps}"
+            raise ValueError(msg)
         if min(self.robots) < 1 or not self.cell_s > 0:
             msg = f"robots, cell_s: expected more than 0, got {self.robots}, {self.cell_s:g}"
             raise ValueError(msg)

@@ -30,8 +30,6 @@ from models import checkpoint
 
 _TAKEN = " in place of "
 """What the server logs when a model has taken over."""
-_LOOK_S = 0.3
-"""More than passes between the server's taking over and this process's seeing it in the log."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,7 @@ def misnamed(
     answered = record.model_id != ""
     wrong = answered & ~np.isin(record.model_id, list(names))
     begins_s = [-np.inf, *taken_s]
-    ends_s = [*(s - _LOOK_S for s in asked_s), np.inf]
+    ends_s = [*asked_s, np.inf]
     for number, (begin_s, end_s) in enumerate(zip(begins_s, ends_s, strict=True)):
         served = (record.due_s >= begin_s) & (record.due_s < end_s)
         wrong |= answered & served & (record.model_id != names[number % 2])
@@ -214,7 +212,7 @@ def table_of(rows: Sequence[dict[str, Any]]) -> Table:
             row["while"],
             str(row["due_requests"]),
             *(str(row[outcome]) for outcome in OUTCOMES),
-            f"{row['num_steps_p50']:g}",
+            "–" if row["num_steps_p50"] is None else f"{row['num_steps_p50']:g}",
             *("–" if s is None else f"{s * 1e3:.1f}" for s in latencies),
         )
     return table

@@ -45,13 +45,13 @@ def main() -> None:
     rendering.add_argument("--task", choices=TASKS, required=True)
     rendering.add_argument("--seed", type=int, required=True)
     args = parser.parse_args()
-    if args.command == "record":
-        try:
+    try:
+        if args.command == "record":
             save(args.out, record(args.episodes, args.seed, args.workers, _ROBOTS[args.robot]))
-        except NoDisplayError as error:
-            sys.exit(f"error: {error}")
-    else:
-        render(args.out, args.task, args.seed)
+        else:
+            render(args.out, args.task, args.seed)
+    except NoDisplayError as error:
+        sys.exit(f"error: {error}")
 
 
 def render(out: Path, task: str, seed: int) -> None:
