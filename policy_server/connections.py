@@ -139,11 +139,6 @@ class Connections:
         """How many there are."""
         return len(self._open)
 
-    def drop_sender(self, frame: zmq.Frame) -> None:
-        """End the connection over which this frame came."""
-        with suppress(zmq.ZMQError, KeyError):
-            self._drop(int(frame.get(zmq.SRCFD)))
-
     def read_from(self, frame: zmq.Frame, frames: Sequence[memoryview]) -> None:
         """A whole message has been read; `frame` is the last of its `frames`."""
         size = 0

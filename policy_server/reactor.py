@@ -32,8 +32,6 @@ them. Refusing is faster than they come, so it does not last."""
 _UNREAD_MESSAGES, _UNREAD_BYTES = 4, 1 << 22
 """A client is cut off with so many of the largest messages unread, but not with less than 4 MB:
 a second of a large fleet's requests."""
-_TOO_MANY_FRAMES = 1000
-"""Beyond what a message may have: that is no mistake any more."""
 CURVE_BYTES = 33
 """That CurveZMQ adds to a frame: its command's name, nonce, code and flags (RFC 26)."""
 _CHECK_CONNECTIONS_S = 0.02
@@ -89,7 +87,7 @@ class Reactor:
             (zmq.TCP_KEEPALIVE_CNT, 3),
         ):
             self._socket.setsockopt(option, value)
-        self._in_too_long, self._skipped = False, 0
+        self._in_too_long = False
         self._connections = Connections(
             self._context,
             self._socket,
@@ -215,8 +213,8 @@ class Reactor:
         self._connections.update(begun_s)
         while True:
             frame = self._socket.recv(zmq.DONTWAIT, copy=False)
-            if self._in_too_long:
-                self._skip(frame)
+            if self._in_too_long:  # the rest of a message with too many frames is thrown away
+                self._in_too_long = frame.more
             else:
                 address = frame.bytes
                 frames: list[memoryview] = []
@@ -231,13 +229,6 @@ class Reactor:
             self._drained = not self._readable()
             if self._drained or time.monotonic() > until_s:
                 return
-
-    def _skip(self, frame: zmq.Frame) -> None:
-        """Throw away a frame of a message that has too many; its sender, too, if it goes on."""
-        self._in_too_long = frame.more
-        self._skipped = self._skipped + 1 if frame.more else 0
-        if self._skipped == _TOO_MANY_FRAMES:
-            self._connections.drop_sender(frame)
 
     def _dispatch(
         self,
