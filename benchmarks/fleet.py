@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -262,6 +262,17 @@ def _have_embedded(jobs: Sequence[Job]) -> None:
                     )
 
 
+def question_columns(
+    questions: Sequence[Question],
+) -> tuple[npt.NDArray[np.str_], dict[str, npt.NDArray[Any]]]:
+    """As a `Job` has them: instructions, and observations by name, an entry a question."""
+    observation = {
+        name: np.stack([question.observation[name] for question in questions])
+        for name in questions[0].observation
+    }
+    return np.array([question.instruction for question in questions]), observation
+
+
 def _jobs(address: str, fleet: Fleet, questions: Sequence[Question], processes: int) -> list[Job]:
     """The fleet's requests, divided among processes by robot.
 
@@ -275,11 +286,7 @@ def _jobs(address: str, fleet: Fleet, questions: Sequence[Question], processes: 
     asked_before[np.argsort(robot, kind="stable")] = np.tile(np.arange(each), fleet.robots)
     question = (begins[robot] + asked_before) % len(questions)
     asked = Asked(address, uuid.uuid4().hex, fleet.budget_s, fleet.num_steps, fleet.guidance_scale)
-    instruction = np.array([question.instruction for question in questions])
-    observation = {
-        name: np.stack([question.observation[name] for question in questions])
-        for name in questions[0].observation
-    }
+    instruction, observation = question_columns(questions)
     processes = min(processes, fleet.robots)
     mine = [robot % processes == number for number in range(processes)]
     return [

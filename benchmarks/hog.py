@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from benchmarks import hog_report, results
 from benchmarks.deadlines import load_on_all_cores
-from benchmarks.fleet import FleetRecord, fleet_questions, run_jobs
+from benchmarks.fleet import FleetRecord, fleet_questions, question_columns, run_jobs
 from benchmarks.generator import OUTCOMES, Asked, Job
 from benchmarks.latency import Question
 from benchmarks.server_process import running_server
@@ -181,6 +181,7 @@ def jobs_of(
 ) -> list[Job]:
     """One job a policy; its one robot has the policy's place in `POLICIES` as its number."""
     session = uuid.uuid4().hex
+    instruction, observation = question_columns(questions)
     jobs = []
     for number, policy in enumerate(POLICIES):
         due_s = schedule.due_s[policy]
@@ -197,11 +198,8 @@ def jobs_of(
                 robot=np.full(len(due_s), number, np.int64),
                 due_s=due_s,
                 question=np.arange(len(due_s)) % len(questions),
-                instruction=np.array([question.instruction for question in questions]),
-                observation={
-                    name: np.stack([question.observation[name] for question in questions])
-                    for name in questions[0].observation
-                },
+                instruction=instruction,
+                observation=observation,
             )
         )
     return jobs

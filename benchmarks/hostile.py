@@ -8,11 +8,9 @@ and no more.
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +24,7 @@ from tqdm import tqdm
 from benchmarks import results
 from benchmarks.fleet import WARM_UP_S, Fleet, FleetRecord, drive_fleet
 from benchmarks.generator import OUTCOMES
+from benchmarks.reporting_process import ReportingProcess, reporting_process
 from benchmarks.server_process import ServerProcess, running_server
 from benchmarks.statistics import p99, quantile, wilson_interval
 from models import checkpoint
@@ -82,45 +81,16 @@ class HostileConfig:
         return Fleet(1, self.rate_hz, self.budget_ms / 1e3, duration_s, None, None, self.seed)
 
 
-class HostileProcess:
-    """A hostile client in a process of its own."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-
-    def report(self) -> dict[str, Any]:
-        """What it sent and got, when it has ended.
-
-        Raises:
-            RuntimeError: it failed, or did not end.
-        """
-        try:
-            written, _ = self._process.communicate(timeout=_SENDER_ENDS_WITHIN_S)
-        except subprocess.TimeoutExpired:
-            msg = f"the hostile client did not end within {_SENDER_ENDS_WITHIN_S:g} s"
-            raise RuntimeError(msg) from None
-        if self._process.returncode:
-            raise RuntimeError("the hostile client failed; see above")
-        report: dict[str, Any] = json.loads(written)
-        return report
-
-
-@contextmanager
 def hostile_process(
     address: str, messages: int, messages_hz: float, seed: int
-) -> Iterator[HostileProcess]:
-    """Begin to send; killed at the end, if it has not ended."""
-    arguments = [address, str(messages), str(messages_hz), str(seed)]
-    with subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.hostile_sender", *arguments],
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # Ctrl-C is for us; we end it
-    ) as process:
-        try:
-            yield HostileProcess(process)
-        finally:
-            process.kill()
+) -> AbstractContextManager[ReportingProcess]:
+    """A hostile client in a process of its own; it reports what it sent and got."""
+    return reporting_process(
+        "the hostile client",
+        "benchmarks.hostile_sender",
+        *(address, messages, messages_hz, seed),
+        ends_within_s=_SENDER_ENDS_WITHIN_S,
+    )
 
 
 def _measure(
@@ -130,7 +100,7 @@ def _measure(
     before = server.resident_bytes
     hostile: dict[str, Any] = {}
     with ExitStack() as stack:
-        started: list[HostileProcess] = []
+        started: list[ReportingProcess] = []
 
         def look(run_s: float) -> None:
             if phase == "hostile" and run_s >= 0 and not started:

@@ -27,7 +27,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from benchmarks import results
-from benchmarks.fleet import FleetRecord, fleet_questions, run_jobs
+from benchmarks.fleet import FleetRecord, fleet_questions, question_columns, run_jobs
 from benchmarks.generator import Asked, Job
 from benchmarks.hygiene_server import Change
 from benchmarks.server_process import running_server
@@ -143,6 +143,7 @@ def run(config: HygieneConfig) -> FleetRecord:
         newcomers = {c: stack.enter_context(PolicyClient(a)) for c, a in addresses.items()}
         spec = newcomers["none"].metadata(timeout_s=10.0).spec
         questions = fleet_questions(spec, config.seed)
+        instruction, observation = question_columns(questions)
         session, jobs = uuid.uuid4().hex, []
         for number, change in enumerate(CHANGES):
             due_s = due_times(config, change)
@@ -159,11 +160,8 @@ def run(config: HygieneConfig) -> FleetRecord:
                     robot=np.full(len(due_s), number, np.int64),
                     due_s=due_s,
                     question=np.arange(len(due_s)) % len(questions),
-                    instruction=np.array([question.instruction for question in questions]),
-                    observation={
-                        name: np.stack([question.observation[name] for question in questions])
-                        for name in questions[0].observation
-                    },
+                    instruction=instruction,
+                    observation=observation,
                 )
             )
         turns = blocks(config)

@@ -13,17 +13,14 @@ lost if the reply that it is owed does not come, or if one comes that is not owe
 
 from __future__ import annotations
 
-import json
 import random
 import select
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +31,7 @@ from tqdm import tqdm
 from benchmarks import results, soak_report
 from benchmarks.faulty_proxy import Faults, FaultyProxy
 from benchmarks.hostile import hostile_process
+from benchmarks.reporting_process import ReportingProcess, reporting_process
 from benchmarks.server_process import ServerProcess, running_server
 from benchmarks.soak_robot import DRIVING
 from models import checkpoint
@@ -119,49 +117,17 @@ class Events:
     hostile: list[dict[str, Any]] = field(default_factory=list)
 
 
-class RobotProcess:
-    """A `benchmarks.soak_robot`."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-
-    def report(self) -> dict[str, Any]:
-        """Have it end; what its auditors have found.
-
-        Raises:
-            RuntimeError: it failed, or did not end.
-        """
-        try:
-            written, _ = self.process.communicate(timeout=_ENDS_WITHIN_S)
-        except subprocess.TimeoutExpired:
-            msg = f"a robot did not end within {_ENDS_WITHIN_S:g} s"
-            raise RuntimeError(msg) from None
-        if self.process.returncode:
-            raise RuntimeError("a robot failed; see above")
-        report: dict[str, Any] = json.loads(written.splitlines()[-1])
-        return report
-
-    def has_begun_to_drive(self) -> bool:
-        """Whether it has said so since it was asked last; does not wait."""
-        stdout = self.process.stdout
-        assert stdout is not None
-        return bool(select.select([stdout], (), (), 0)[0]) and stdout.readline().strip() == DRIVING
+def robot_process(task: str, address: str, seed: int) -> AbstractContextManager[ReportingProcess]:
+    """Begin to drive; it reports what its auditors have found."""
+    return reporting_process(
+        "a robot", "benchmarks.soak_robot", task, address, seed, ends_within_s=_ENDS_WITHIN_S
+    )
 
 
-@contextmanager
-def robot_process(task: str, address: str, seed: int) -> Iterator[RobotProcess]:
-    """Begin to drive; killed at the end, if it has not ended."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.soak_robot", task, address, str(seed)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # Ctrl-C is for us; we end it
-    ) as process:
-        try:
-            yield RobotProcess(process)
-        finally:
-            process.kill()
+def has_begun_to_drive(robot: ReportingProcess) -> bool:
+    """Whether it has said so since it was asked last; does not wait."""
+    readable = select.select([robot.stdout], (), (), 0)[0]
+    return bool(readable) and robot.stdout.readline().strip() == DRIVING
 
 
 class Mortals:
@@ -170,13 +136,13 @@ class Mortals:
     def __init__(self, task: str, address: str, seed: int, events: Events) -> None:
         self._task, self._address, self._seed, self._events = task, address, seed, events
         self._present = ExitStack()
-        self._robot: RobotProcess | None = None
+        self._robot: ReportingProcess | None = None
         self._driving = False
         self._dies_s = 0.0
 
     def follow(self, now_s: float) -> None:
         """Kill one and begin the next, if it is time."""
-        if self._robot is not None and not self._driving and self._robot.has_begun_to_drive():
+        if self._robot is not None and not self._driving and has_begun_to_drive(self._robot):
             self._driving = True
             self._dies_s = now_s + _MORTAL_DRIVES_S
         if now_s >= self._dies_s:
@@ -213,7 +179,7 @@ class Soak:
     def run(self) -> list[dict[str, Any]]:
         """Until the time is over; a report for each robot that lived to the end."""
         config, names = self._config, ("sound", "faulty")
-        robots: list[tuple[str, RobotProcess]] = []
+        robots: list[tuple[str, ReportingProcess]] = []
         seed = _ROBOTS * config.seed
         mortals = Mortals(self._task, self._address, seed + _ROBOTS // 2, self.events)
         with ExitStack() as stack:

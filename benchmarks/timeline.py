@@ -27,6 +27,7 @@ from benchmarks.fleet import (
     FleetRecord,
     due_times,
     fleet_questions,
+    question_columns,
     run_jobs,
 )
 from benchmarks.generator import OUTCOMES, Asked, Job
@@ -161,11 +162,7 @@ def jobs_of(
     chosen = robot < asking[place]
     robot, due_s = robot[chosen], due_s[chosen]
     asked = Asked(address, uuid.uuid4().hex, fleet.budget_s, None, config.guidance_scale)
-    instruction = np.array([question.instruction for question in questions])
-    observation = {
-        name: np.stack([question.observation[name] for question in questions])
-        for name in questions[0].observation
-    }
+    instruction, observation = question_columns(questions)
     number = np.arange(len(due_s)) % len(questions)
     processes = [robot % config.processes == i for i in range(config.processes)]
     return [

@@ -10,6 +10,7 @@ import pytest
 from benchmarks import soak_report
 from benchmarks.hostile import hostile_process
 from benchmarks.hostile_messages import HostileMessages
+from benchmarks.reporting_process import reporting_process
 from benchmarks.server_process import running_server
 from benchmarks.soak_robot import AuditedPolicy, AuditedRobot
 from client.action_limits import ActionLimits
@@ -42,6 +43,13 @@ def test_a_hostile_client_gets_what_it_is_owed(tmp_path):
     assert (report["messages"], report["connections"]) == (3000, 15)
     assert report["replies"] > 2500
     assert (report["unanswered"], report["surplus"]) == (0, 0)
+
+
+def test_a_robot_that_fails_is_an_error_that_says_so(capfd):
+    broken = reporting_process("a robot", "benchmarks.soak_robot", "too few", ends_within_s=30.0)
+    with broken as robot, pytest.raises(RuntimeError, match="a robot failed"):
+        robot.report()
+    assert "not enough values" in capfd.readouterr().err
 
 
 def chunk(request_id, actions):
