@@ -96,6 +96,7 @@ class CostModel:
 
     Attributes:
         stall_s: a pause that happens now and then on top of what is predicted.
+        worst_stall_s: the longest pause of late.
         encode: conditioning of one request.
         finish: from the last denoising call to the reply.
         error: of the prediction of the latest stretch of calls: measured over predicted, less 1.
@@ -103,7 +104,7 @@ class CostModel:
 
     def __init__(self, rows: Sequence[int], seconds: Sequence[float]) -> None:
         self._row_s, self._fixed_s = _line_above(rows, seconds)
-        self.stall_s = self.error = 0.0
+        self.stall_s = self.worst_stall_s = self.error = 0.0
         self.encode = DurationQuantile(seconds[0])
         self.finish = DurationQuantile(seconds[0])
         self._slowdown = _Pace(1.0)
@@ -166,13 +167,16 @@ class CostModel:
         expected_s = (
             self._slowdown.usual * stretch.predicted_s + self._between_s.usual * stretch.calls
         )
-        self._pauses_s.append(max(0.0, stretch.passed_s - expected_s))
+        pause_s = max(0.0, stretch.passed_s - expected_s)
+        self._pauses_s.append(pause_s)
+        self.worst_stall_s = max(self.worst_stall_s, pause_s)
         self.error = stretch.passed_s / max(expected_s, _TINY_S) - 1
         self._slowdown.observe(stretch.call_s / max(stretch.predicted_s, _TINY_S))
         self._between_s.observe(between_s)
         self._count += 1
         if self._count % _REFRESH_EVERY == 0:
-            self.stall_s = quantile(sorted(self._pauses_s), _STALL_QUANTILE)
+            pauses_s = sorted(self._pauses_s)
+            self.stall_s, self.worst_stall_s = quantile(pauses_s, _STALL_QUANTILE), pauses_s[-1]
 
 
 @dataclass

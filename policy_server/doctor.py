@@ -17,11 +17,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from policy_server.cost_model import quantile
-from policy_server.priority import set_nice
+from policy_server.priority import leads_session, set_nice
 
 _PERIOD_S = 0.002
 _P99_S, _MAX_S = 0.001, 0.010
-"""Wake-ups: of a hundred one may be so late; and plans leave so much free for any surprise."""
+"""Wake-ups: of a hundred one may be so late; and plans leave no more free for surprises."""
 _BUSY_CORES = 0.25
 """Others may use so much of all cores together."""
 _MIN_CORES = 2
@@ -165,6 +165,18 @@ def examine_priority(nice: int) -> Finding:
     return Finding("priority", f"nice {nice} is not permitted", remedy)
 
 
+def examine_sessions(root: Path) -> Finding:
+    """Whether priorities count for all programs, or between those of one session only."""
+    if (_read(root / "proc/sys/kernel/sched_autogroup_enabled") or "0").strip() == "0":
+        return Finding("sessions", "not told apart by the scheduler")
+    seen = "the scheduler shares time out between sessions first (autogroup)"
+    remedy = (
+        "start the server by setsid, or as a service: it then raises the priority of its own "
+        "session; in a terminal's its nice value does not count against other terminals' programs"
+    )
+    return Finding("sessions", seen, "" if leads_session() else remedy)
+
+
 def busy_s(root: Path) -> float | None:
     """Processor time that all cores together have been busy, stolen by other machines included."""
     fields = (_read(root / "proc/stat") or "").partition("\n")[0].split()
@@ -239,6 +251,7 @@ def examine(config: DoctorConfig, root: Path = Path("/")) -> list[Finding]:
         examine_governor(root),
         examine_swap(root),
         examine_priority(config.nice),
+        examine_sessions(root),
     ]
     before_s, own_s, begun_s = busy_s(root), time.process_time(), time.monotonic()
     with tqdm(total=round(config.duration_s, 1), unit="s", desc="timer", leave=False) as bar:

@@ -20,12 +20,15 @@ _QUEUE_SHARE = 0.25
 """See `allocate_steps`."""
 _SCARCE = 0.5
 """Steps are cut when fewer of the slots are free: whoever finds none would get nothing."""
+_CALM_S, _CALM_SHARE = 0.006, 0.4
 _SURPRISE_S, _SURPRISE_SHARE = 0.010, 0.65
+_SURPRISES = 2
 """Steps beyond the fewest leave so much of a budget free, at most such a share of it, even when no
-pause has been seen for long: a neighbour may come at any moment, and take a time slice of some
-milliseconds while the request is on its way, in the middle of it, and on its way back."""
+pause has been seen for long: a neighbour may come at any moment. After it has come, room for so
+many pauses like the worst: it takes time slices of some milliseconds on the way here, in the middle
+of a request, and on the way back, where nobody but the robot sees it."""
 _STALL_SHARE = 0.75
-"""Of a budget, at most so much is left free for pauses that have been seen."""
+"""Of a budget, at most so much is left free for pauses that happen again and again."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,11 @@ class Needs:
         free = 1 - (len(slots) - 1) / rows.size
         budget_s = rows.budget_s[slots]
         reserve_s = np.maximum(
-            np.minimum(_SURPRISE_S, _SURPRISE_SHARE * budget_s),
+            np.clip(
+                _SURPRISES * self.cost.worst_stall_s,
+                np.minimum(_CALM_S, _CALM_SHARE * budget_s),
+                np.minimum(_SURPRISE_S, _SURPRISE_SHARE * budget_s),
+            ),
             np.minimum(self.cost.stall_s, _STALL_SHARE * budget_s),
         )
         return allocate_steps(demand, reserve_s, _QUEUE_SHARE * min(1.0, free / _SCARCE), price)

@@ -183,3 +183,13 @@ def test_long_durations_are_forgotten():
 def test_before_any_measurement_it_is_what_one_was_told():
     assert fed().estimate_s == 0.002
     assert fed(0.001).estimate_s == pytest.approx(0.001)
+
+
+def test_the_longest_pause_is_known_at_once_and_forgotten_in_the_end():
+    cost = calibrated()
+    observe(cost, [1.0], between_s=0.005)
+    observe(cost, [1.0] * 2)
+    assert cost.worst_stall_s == pytest.approx(0.005, rel=0.1)
+    assert cost.stall_s == 0
+    observe(cost, [1.0] * 3000)
+    assert cost.worst_stall_s == pytest.approx(0.0)

@@ -1,5 +1,6 @@
 """What the doctor makes of a kernel's files, which lie in a folder here, and of clocks."""
 
+import os
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from policy_server.doctor import (
     examine_governor,
     examine_others,
     examine_quota,
+    examine_sessions,
     examine_swap,
     examine_timer,
     wake_ups,
@@ -136,6 +138,19 @@ def test_wake_ups_are_counted_from_when_they_were_due():
     assert len(found) == len(ticks)
 
 
+@pytest.mark.parametrize(
+    ("enabled", "own_session", "threat"),
+    [("1", False, True), ("1", True, False), ("0", False, False)],
+)
+def test_a_priority_that_counts_in_one_terminal_only_is_a_threat(
+    tmp_path, monkeypatch, enabled, own_session, threat
+):
+    put(tmp_path, {"proc/sys/kernel/sched_autogroup_enabled": f"{enabled}\n"})
+    monkeypatch.setattr(os, "getsid", lambda _: os.getpid() if own_session else 1)
+    finding = examine_sessions(tmp_path)
+    assert ("setsid" in finding.remedy) == threat
+
+
 def test_a_machine_that_tells_nothing_is_examined_all_the_same(tmp_path):
     findings = examine(DoctorConfig(duration_s=0.05, nice=0), tmp_path)
     seen = {finding.what: finding.seen for finding in findings}
@@ -148,6 +163,6 @@ def test_the_command_says_all_and_its_status_is_its_verdict():
     command = [sys.executable, "-m", "policy_server", "doctor", "--duration-s", "0.3"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     verdicts = [line.split()[0] for line in done.stdout.splitlines() if line[0] != " "]
-    assert len(verdicts) == 7
+    assert len(verdicts) == 8
     assert done.returncode == ("THREAT" in verdicts)
     assert done.stdout.count("→") == verdicts.count("THREAT")

@@ -115,6 +115,22 @@ def test_when_calls_become_fast_in_mid_flight_steps_are_added():
     check_trajectory(world, answer)
 
 
+def test_after_a_long_pause_fewer_steps_are_given_and_in_the_end_as_many_as_before():
+    world = World(max_useful_steps=100)
+
+    def steps_given():
+        (answer,) = world.run(world.request(budget_s=budget_for(0.020)))
+        return len(answer.timesteps)
+
+    calm = [steps_given() for _ in range(5)]
+    pauses = iter([1.0] * 5 + [8.0] + [1.0] * 10_000)
+    world.backend.pace = lambda: next(pauses)
+    steps_given()
+    after = [steps_given() for _ in range(100)]
+    assert max(after[:10]) <= calm[-1] - 3  # 10 ms instead of 6
+    assert after[-1] == calm[-1]
+
+
 def test_num_steps_of_all_timesteps_and_of_one():
     world = World()
     (all_steps,) = world.run(world.request(budget_s=10.0, num_steps=1000))
