@@ -59,7 +59,8 @@ class AuditedPolicy:
     """A `PolicyClient` for the loop; see the module's docstring.
 
     Attributes:
-        chunks: (when it was asked for, actions) of the newest answers.
+        observed_s: when the robot began its newest observation, which is what is asked about.
+        chunks: (when its observation was begun, actions) of the newest answers.
         reasons: of refusals, numbers left out.
         counts: conclusions by kind; "lost" has none, or more than one, or one that is overdue.
         conclusions: (sent_s, settled_s, kind) of each.
@@ -68,8 +69,9 @@ class AuditedPolicy:
     def __init__(self, policy: PolicyClient, rng: random.Random) -> None:
         self._policy = policy
         self._rng = rng
-        self._open: dict[int, float] = {}
+        self._open: dict[int, tuple[float, float]] = {}  # sent, observed
         self._episode_s = 0.0
+        self.observed_s = 0.0
         self.chunks: deque[tuple[float, npt.NDArray[np.float32]]] = deque(maxlen=_CHUNKS_KEPT)
         self.reasons: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
@@ -91,7 +93,7 @@ class AuditedPolicy:
             self._conclude(sent_s, "refused")
             raise
         self.counts["sent"] += 1
-        self._open[request_id] = sent_s
+        self._open[request_id] = (sent_s, self.observed_s)
         if self._rng.random() < _CANCELLED:
             self._policy.cancel(request_id)
         return request_id
@@ -103,17 +105,17 @@ class AuditedPolicy:
             if result.request_id is None:
                 self.counts["unreadable"] += 1
                 continue
-            sent_s = self._open.pop(result.request_id, None)
-            if sent_s is None:
+            if result.request_id not in self._open:
                 self.counts["lost"] += 1
                 continue
+            sent_s, observed_s = self._open.pop(result.request_id)
             self._conclude(sent_s, _kind_of(result))
             if isinstance(result, Chunk):
                 if self.counts["answered"] + self.counts["late"] == 1:
                     sys.stdout.write(f"{DRIVING}\n")
                     sys.stdout.flush()
                 if sent_s >= self._episode_s:
-                    self.chunks.append((sent_s, result.actions))
+                    self.chunks.append((observed_s, result.actions))
             elif isinstance(result, CannotServeError):
                 self.reasons[re.sub(r"[\d.]+", "N", str(result))] += 1
         return results
@@ -132,7 +134,7 @@ class AuditedPolicy:
 
     def close(self) -> None:
         """What is open now has no conclusion."""
-        for sent_s in self._open.values():
+        for sent_s, _ in self._open.values():
             self.counts["lost"] += 1
             self.conclusions.append((sent_s, time.monotonic(), "lost"))
         self._open.clear()
@@ -177,6 +179,7 @@ class AuditedRobot:
 
     def observe(self) -> dict[str, npt.NDArray[Any]]:
         """See `client.robot.Robot`."""
+        self._policy.observed_s = time.monotonic()
         return self._robot.observe()
 
     def safe_action(self) -> npt.NDArray[Any]:
@@ -219,12 +222,14 @@ class AuditedRobot:
         if not (change <= most + _SAME).all():
             return f"action: {action.tolist()} is too large a change: {change.tolist()}"
         now_s = time.monotonic()
-        for asked_s, actions in self._policy.chunks:
-            tick = int((now_s - asked_s) / self._spec.control_period_s)
-            rows = actions[max(0, tick - _TICKS_OFF) : tick + _TICKS_OFF + 1]
-            if len(rows) and (np.abs(rows - action) <= _SAME).all(axis=1).any():
-                return None
-        return f"action: {action.tolist()} is due by no answer"
+        off = []
+        for observed_s, actions in self._policy.chunks:
+            tick = int((now_s - observed_s) / self._spec.control_period_s)
+            rows = np.flatnonzero((np.abs(actions - action) <= _SAME).all(axis=1))
+            off += [int(row) - tick for row in rows]
+        if any(abs(ticks) <= _TICKS_OFF for ticks in off):
+            return None
+        return f"action: {action.tolist()} is due by no answer (ticks off: {off})"
 
 
 def run(robot: SimulatedRobot, address: str, seed: int) -> dict[str, object]:

@@ -115,7 +115,8 @@ def test_every_request_is_followed_to_its_conclusion(client, policy):
         chunk(1, ACTIONS),  # again
     ]
     policy.poll(0.0)
-    policy._open[4] -= 1.0  # as if it had been asked a second earlier
+    sent_s, observed_s = policy._open[4]
+    policy._open[4] = sent_s - 1.0, observed_s  # as if it had been asked a second earlier
     client.results = [chunk(4, ACTIONS)]
     policy.poll(0.0)
     policy.close()  # and nothing has come of 5
@@ -132,6 +133,9 @@ class Robot:
     def safe_action(self):
         return np.full(2, 0.5, np.float32)
 
+    def observe(self):
+        return {}
+
     def apply(self, action):
         self.applied.append(action.tolist())
 
@@ -140,6 +144,7 @@ class Robot:
 def test_only_what_is_due_now_or_safe_is_let_through(client, policy):
     robot = Robot()
     audited = AuditedRobot(robot, policy, TINY_SPEC)
+    audited.observe()
     policy.submit({}, "x")
     client.results = [chunk(1, ACTIONS)]
     policy.poll(0.0)
@@ -149,8 +154,8 @@ def test_only_what_is_due_now_or_safe_is_let_through(client, policy):
     for unsafe in (np.zeros(2), ACTIONS[7], ACTIONS[0] + 1.0, np.full(2, np.nan)):
         audited.apply(unsafe.astype(np.float32))
     assert len(audited.unsafe) == 4
-    asked_s, actions = policy.chunks[0]
-    policy.chunks[0] = asked_s - 1.0, actions
+    observed_s, actions = policy.chunks[0]
+    policy.chunks[0] = observed_s - 1.0, actions
     audited.apply(ACTIONS[0])  # of a second ago
     assert len(audited.unsafe) == 5
     assert robot.applied[2:] == [[0.5, 0.5]] * 5
