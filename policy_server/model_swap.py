@@ -63,6 +63,7 @@ class ModelSwap:
         self._loading: Future[ReadyModel] | None = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._export: subprocess.Popen[str] | None = None
+        self._copy: Path | None = None
         self._closed = False
 
     def ask(self) -> None:
@@ -95,12 +96,21 @@ class ModelSwap:
         self._serving = ready.metadata
         return ready
 
-    def close(self) -> None:
-        """Give up what is being loaded."""
+    def close(self) -> bool:
+        """Give up what is being loaded, without waiting for it.
+
+        Returns:
+            Whether the thread that loads still runs: it may be in the middle of native code, and
+            only then it looks up.
+        """
         self._closed = True
         if self._export is not None:
             self._export.kill()
-        self._worker.shutdown(wait=True, cancel_futures=True)
+            self._export.wait()
+        self._worker.shutdown(wait=False, cancel_futures=True)
+        if self._copy is not None:
+            shutil.rmtree(self._copy, ignore_errors=True)
+        return self._loading is not None and not self._loading.done()
 
     def _ready(self) -> ReadyModel:
         """On the thread: a copy first, so that what is checked is what is loaded.
@@ -110,7 +120,7 @@ class ModelSwap:
             OSError: it cannot be copied.
         """
         with tempfile.TemporaryDirectory(prefix="policy_server_") as name:
-            copy = Path(name)
+            copy = self._copy = Path(name)
             try:
                 shutil.copyfile(self._folder / checkpoint.MANIFEST, copy / checkpoint.MANIFEST)
                 manifest = checkpoint.read_manifest(copy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
+import os
 import signal
 import sys
 import time
@@ -268,5 +269,9 @@ def serve(config: ServerConfig, make_engine: EngineFactory = Engine) -> None:
         sys.stdout.write(f"ready {address} {service.description}\n")
         sys.stdout.flush()
         reactor.serve(service, lambda: bool(stopped), swap_if_ready)
-        reactor.close()  # before what is being loaded is given up: nobody is to wait for that
-        log.info("stopped by signal %s", stopped[0])
+        reactor.close()
+        still_loading = swap.close()
+    log.info("stopped by signal %s", stopped[0])
+    if still_loading:  # nothing of it is worth waiting for, as an interpreter that ends would
+        logging.shutdown()
+        os._exit(0)

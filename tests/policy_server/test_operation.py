@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -22,6 +23,7 @@ from client.messages import ActionChunk, ActRequest, ErrorReply
 from models import checkpoint
 from models.instruction_encoder import InstructionEncoder
 from models.sampling import Sampling, sample_chunks
+from policy_server.model_swap import ModelSwap
 from tests.policies import TINY_SPEC, make_policy, save_checkpoint
 
 LONG = bool(os.environ.get("POLICY_SERVER_LONG_TESTS"))
@@ -278,6 +280,45 @@ def test_the_end_does_not_wait_for_what_takes_long(tmp_path):
         outcomes = Counter(getattr(next_reply(socket), "code", "answered") for _ in range(many))
     assert outcomes.keys() <= {"answered", "overloaded"}, outcomes
     assert outcomes["overloaded"] > 0, outcomes
+
+
+def test_the_end_does_not_wait_for_another_model(folder, tmp_path, monkeypatch):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    for delay_s in (0.0, 1.0):
+        with running_server(folder, "--backend", "torch") as server:
+            hang_up(server, "loading")
+            time.sleep(delay_s)
+            assert end(server, signal.SIGTERM) < ENDED_WITHIN_S
+            assert "Traceback" not in server.log
+        assert list(scratch.glob("policy_server_*")) == []
+
+
+def test_a_model_that_is_being_loaded_is_given_up(folder, tmp_path, monkeypatch):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    with (
+        running_server(folder, "--backend", "torch") as server,
+        PolicyClient(server.address) as policy,
+    ):
+        metadata = policy.metadata()
+    begun, go_on = threading.Event(), threading.Event()
+
+    def load(_):
+        begun.set()
+        go_on.wait(30.0)
+        raise checkpoint.CheckpointError("too late")
+
+    swap = ModelSwap(folder, metadata, load)
+    swap.ask()
+    swap.look()
+    assert begun.wait(30.0)
+    assert list(scratch.glob("policy_server_*"))
+    assert swap.close()
+    assert list(scratch.glob("policy_server_*")) == []
+    go_on.set()
 
 
 def test_signals_while_it_loads_are_taken_in_order(folder):
