@@ -1,6 +1,6 @@
 """A bad network between a robot and its server: a real server process, real sockets, our proxy.
 
-POLICY_SERVER_LONG_TESTS=1 adds each fault alone, and a black hole that outlasts the heartbeat.
+POLICY_SERVER_LONG_TESTS=1 adds each fault alone, and a black hole that outlasts TCP keep-alive.
 """
 
 import os
@@ -57,7 +57,7 @@ def test_no_wrong_action_while_it_lasts_and_all_is_well_after_it(server, case):
 @pytest.mark.realtime
 @pytest.mark.parametrize(
     "lasts_s",
-    [0.5, pytest.param(5.0, marks=pytest.mark.skipif(not LONG, reason="past the heartbeat"))],
+    [0.5, pytest.param(5.0, marks=pytest.mark.skipif(not LONG, reason="past TCP keep-alive"))],
 )
 def test_a_black_hole_is_held_out_safely(server, lasts_s):
     with FaultyProxy(server.address) as proxy, Drive(proxy.address) as drive:
