@@ -10,8 +10,8 @@ from contextlib import ExitStack
 import zmq
 
 from client import wire
-from client.errors import OverloadedError, PolicyError, ProtocolError, ServerFaultError
-from client.messages import REQUESTS, ActRequest, CancelRequest, ErrorReply, Reply
+from client.errors import PolicyError, ProtocolError, ServerFaultError
+from client.messages import REQUESTS, CancelRequest, ErrorReply, Reply
 from policy_server.connections import Connections
 from policy_server.metrics import Metrics
 from policy_server.security import ServerKeys
@@ -25,10 +25,6 @@ _ENCODING_POLL_MS = 1
 _READABLE = int(zmq.POLLIN)  # an enum's & takes half as long as the call that it is applied to
 _RECEIVE_S = 0.003
 """So long may messages be taken in between two network calls, which have to go on."""
-_UNREAD_S = 0.02
-"""Requests that may have waited unread for longer are refused: their budgets count from when they
-are read, so they would be answered long after their robots have given up, and so would all after
-them. Refusing is faster than they come, so it does not last."""
 _UNREAD_MESSAGES, _UNREAD_BYTES = 4, 1 << 22
 """A client is cut off with so many of the largest messages unread, but not with less than 4 MB:
 a second of a large fleet's requests."""
@@ -248,10 +244,7 @@ class Reactor:
                 raise ProtocolError(msg)
             if not isinstance(message, CancelRequest):  # its number is another request's
                 request_id = message.request_id
-            if isinstance(message, ActRequest) and unread_s > _UNREAD_S:
-                msg = f"queue: requests may wait unread for {unread_s * 1e3:.0f} ms; send fewer"
-                raise OverloadedError(msg)
-            service.handle(address, message, arrived_s)
+            service.handle(address, message, arrived_s, unread_s)
         except PolicyError as error:
             if error.request_id is None:
                 error.request_id = request_id

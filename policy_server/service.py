@@ -46,6 +46,11 @@ _NEW_INSTRUCTIONS = 4
 """Of the requests that a client may have inside, one in so many may wait for its instruction's
 encoding: there is room for few of them."""
 
+_UNREAD_S = 0.02
+"""Requests that may have waited unread for longer are refused: their budgets count from when they
+are read, so they would be answered long after their robots have given up, and so would all after
+them. Refusing is faster than they come, so it does not last."""
+
 Address = bytes
 """Where a reply goes; opaque here."""
 
@@ -120,10 +125,18 @@ class Service:
         """Those with requests inside, and the one that is served; oldest first."""
         return [*self._replaced, (self._engine, self._metadata)]
 
-    def handle(self, address: Address, request: Request, arrived_s: float) -> None:
+    def handle(
+        self, address: Address, request: Request, arrived_s: float, unread_s: float = 0.0
+    ) -> None:
         """Take one decoded request; it is answered now or later, but exactly once.
 
         The exception is a `CancelRequest`: what it cancels is answered, and it is not.
+
+        Args:
+            address: whose it is.
+            request: what is asked.
+            arrived_s: when it was read.
+            unread_s: for how long, at most, it was there before.
 
         Raises:
             InvalidRequestError, OverloadedError, SupersededError: to be answered by the caller,
@@ -131,7 +144,7 @@ class Service:
         """
         match request:
             case ActRequest():
-                self._handle_act(_Asked(address, request, arrived_s))
+                self._handle_act(_Asked(address, request, arrived_s), unread_s)
             case CancelRequest():
                 self._cancel(address, (request.session_id, request.request_id))
             case PingRequest():
@@ -139,16 +152,19 @@ class Service:
             case MetadataRequest():
                 self._reply(address, MetadataReply(request.request_id, self._metadata))
 
-    def _handle_act(self, asked: _Asked) -> None:
+    def _handle_act(self, asked: _Asked, unread_s: float) -> None:
         request = asked.request
         key = (request.session_id, request.request_id)
-        if self._draining:
-            raise OverloadedError(SHUTTING_DOWN)
         if key in self._addresses or key in self._awaiting:
             msg = f"request_id: {request.request_id} is being served already; ids must rise"
             # without the number: the error would pass for the answer, which is still to come
             self._reply(asked.address, ErrorReply(None, InvalidRequestError.code, msg))
             return
+        if self._draining:
+            raise OverloadedError(SHUTTING_DOWN)
+        if unread_s > _UNREAD_S:
+            msg = f"queue: requests may wait unread for {unread_s * 1e3:.0f} ms; send fewer"
+            raise OverloadedError(msg)
         most = self._metadata.limits["max_in_flight_per_client"]
         if self._inside_of.get(asked.address, 0) >= most:
             msg = f"queue: {most} requests of this client are inside already; wait for answers"

@@ -23,7 +23,7 @@ class Broken:
     def __init__(self, reactor, on_request):
         self.reactor, self.on_request = reactor, on_request
 
-    def handle(self, address, request, arrived_s):
+    def handle(self, address, request, arrived_s, unread_s=0.0):
         self.reactor.send(address, self.on_request(request))
 
     def collect_instructions(self):
@@ -116,10 +116,10 @@ def test_a_flood_does_not_keep_the_model_from_running(reactor, exchange):
         taken = 0
         between_calls = ()
 
-        def handle(self, address, request, arrived_s):
+        def handle(self, address, request, arrived_s, unread_s=0.0):
             time.sleep(_RECEIVE_S)
             self.taken += 1
-            super().handle(address, request, arrived_s)
+            super().handle(address, request, arrived_s, unread_s)
 
         def advance(self):
             self.between_calls += (self.taken,)

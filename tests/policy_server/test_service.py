@@ -87,11 +87,11 @@ class Rig:
             lambda address, reply: self.replies.append((address, reply)),
         )
 
-    def act(self, request_id, instruction="known", session="s", value=0.25, **fields):
+    def act(self, request_id, instruction="known", session="s", value=0.25, unread_s=0.0, **fields):
         fields = {"budget_s": 1.0, **fields}
         observation = {"state": np.full((1, 3), value, np.float32)}
         request = ActRequest(session, request_id, observation, instruction, **fields)
-        self.service.handle(session.encode(), request, self.world.clock())
+        self.service.handle(session.encode(), request, self.world.clock(), unread_s)
 
     def cancel(self, request_id, session="s", address=None):
         address = session.encode() if address is None else address
@@ -149,6 +149,27 @@ def test_a_request_that_comes_twice_is_answered_once(rig, instruction):
     assert "request_id: 2 is being served already" in error.message
     ((_, chunk),) = rig.run()
     assert (type(chunk), chunk.request_id) == (ActionChunk, 2)
+
+
+@pytest.mark.parametrize("why", ["unread", "draining"])
+def test_what_comes_twice_and_would_be_refused_is_still_answered_once(rig, why):
+    rig.act(2)
+    rig.service.advance()  # in service
+    if why == "draining":
+        rig.service.drain()
+    with pytest.raises(OverloadedError):
+        rig.act(3, session="other", unread_s=1.0)
+    rig.act(2, unread_s=1.0)
+    ((_, error),) = rig.take()
+    assert (error.request_id, error.code) == (None, "invalid_request")
+    ((_, chunk),) = rig.run()
+    assert (type(chunk), chunk.request_id) == (ActionChunk, 2)
+
+
+def test_what_may_have_waited_for_long_is_refused(rig):
+    rig.act(2, unread_s=0.019)
+    with pytest.raises(OverloadedError, match="unread for 21 ms"):
+        rig.act(3, session="t", unread_s=0.021)
 
 
 def test_two_requests_without_a_seed_get_different_noise(rig):
