@@ -26,6 +26,20 @@ class Chunk(ActionChunk):
     round_trip_s: float
     late: bool
 
+    @classmethod
+    def of(cls, reply: ActionChunk, sent: Sent, now_s: float) -> Chunk:
+        """What a reply that came at `now_s` is to whoever sent this."""
+        chunk = object.__new__(cls)  # what a reply holds has been checked when it was made
+        latency_s = now_s - sent.due_s
+        vars(chunk).update(
+            vars(reply),
+            due_s=sent.due_s,
+            latency_s=latency_s,
+            round_trip_s=now_s - sent.sent_s,
+            late=latency_s > sent.budget_s,
+        )
+        return chunk
+
 
 Result = Chunk | MetadataReply | Pong | PolicyError
 
@@ -88,14 +102,7 @@ class Outstanding:
         if not isinstance(reply, sent.expects):
             return _not_a_reply(reply, sent.expects.__name__)
         if isinstance(reply, ActionChunk):
-            latency_s = now_s - sent.due_s
-            return Chunk(
-                **vars(reply),
-                due_s=sent.due_s,
-                latency_s=latency_s,
-                round_trip_s=now_s - sent.sent_s,
-                late=latency_s > sent.budget_s,
-            )
+            return Chunk.of(reply, sent, now_s)
         return reply
 
     def expire(self, now_s: float) -> list[tuple[Sent, ConnectionLostError]]:

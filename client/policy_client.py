@@ -11,7 +11,6 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, cast
@@ -220,19 +219,9 @@ class PolicyClient:
         _checked("timeout_s", timeout_s)
         if self._metadata is not None:
             self._metadata.spec.validate_observation(observation)
-        request = ActRequest(
-            session_id=self.session_id,
-            request_id=self._take_request_id(),
-            observation=observation,
-            instruction=instruction,
-            budget_s=budget_s,
-            num_steps=num_steps,
-            guidance_scale=guidance_scale,
-            eta=eta,
-            seed=seed,
-            best_effort=best_effort,
-        )
+        request_id = self._take_request_id()
         due_s = now_s if due_s is None else due_s
+        budget_s = _checked("budget_s", budget_s)
         left_s = budget_s - (now_s - due_s)
         if left_s > 0:
             left_s -= self._margin.of(left_s)
@@ -243,10 +232,21 @@ class PolicyClient:
                 f"budget_s: expected time to be left at sending, got {budget_s:g} s due "
                 f"{now_s - due_s:g} s ago; ask sooner, or with best_effort=True"
             )
-            raise DeadlineError(msg, request_id=request.request_id)
-        sent = Sent(ActionChunk, now_s, due_s, budget_s, timeout_s)
-        self._post(replace(request, budget_s=left_s), sent)
-        return request.request_id
+            raise DeadlineError(msg, request_id=request_id)
+        request = ActRequest(
+            session_id=self.session_id,
+            request_id=request_id,
+            observation=observation,
+            instruction=instruction,
+            budget_s=left_s,
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            eta=eta,
+            seed=seed,
+            best_effort=best_effort,
+        )
+        self._post(request, Sent(ActionChunk, now_s, due_s, budget_s, timeout_s))
+        return request_id
 
     def cancel(self, request_id: int) -> None:
         """Say that the answer to a `submit` is no longer wanted: it costs the server nothing more.

@@ -184,11 +184,10 @@ class Reactor:
         """Take in what has arrived, then make at most one network call."""
         if self.metrics is not None:
             self.metrics.turned()
-        if wait_ms:
-            self._socket.poll(wait_ms, zmq.POLLIN)
+        readable = self._socket.poll(wait_ms, zmq.POLLIN) if wait_ms else self._readable()
         if self._drained:
             self._unread.drained(time.monotonic())
-        if self._readable():
+        if readable:
             self._receive(service)
         check_s = self._checked_s + _CHECK_CONNECTIONS_S
         if self._connections.crowded or time.monotonic() > check_s:

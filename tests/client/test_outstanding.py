@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,15 @@ def test_lateness_is_the_clients_verdict() -> None:
         assert result.late == (request_id == 2)
         assert result.latency_s == pytest.approx(arrives_s - 10.0)
         assert result.round_trip_s == pytest.approx(arrives_s - 10.01)
+
+
+def test_a_chunk_has_all_of_the_reply_and_what_is_the_clients() -> None:
+    outstanding, reply = Outstanding(), chunk(1)
+    outstanding.add(1, Sent(ActionChunk, sent_s=10.01, due_s=10.0, budget_s=0.08, timeout_s=1.0))
+    result = outstanding.settle(reply, 10.05)
+    assert vars(result).keys() == {field.name for field in fields(Chunk)}
+    for field in fields(ActionChunk):
+        assert getattr(result, field.name) is getattr(reply, field.name)
 
 
 @dataclass(frozen=True)
