@@ -156,6 +156,15 @@ def test_the_margin_is_the_quantile_of_the_last_hundred(overheads: list[float]) 
     assert margin.of(1e9) == pytest.approx(expected, abs=1e-12)
 
 
+def test_what_is_older_than_the_window_does_not_count() -> None:
+    margin = NetworkMargin()
+    overheads = np.random.default_rng(0).permutation(400) / 1000  # most maxima leave it again
+    for number, overhead in enumerate(overheads):
+        margin.add(overhead, 0.0)
+        window = overheads[: number + 1][-100:]
+        assert margin.of(1e9) == np.quantile(window, 0.99, method="inverted_cdf")
+
+
 def test_the_margin_leaves_half_so_that_it_can_learn_again() -> None:
     margin = NetworkMargin()
     assert margin.of(0.08) == 0.0
