@@ -115,10 +115,10 @@ def _ms(seconds: float | None) -> str:
 
 def table_of(rows: Sequence[Row]) -> Table:
     """For people, in milliseconds."""
-    table = Table(title="round trips without a network (ms)")
+    table = Table(title="round trips without a network, and processor time of each (ms)")
     for name in ("observation", "transport"):
         table.add_column(name, no_wrap=True)
-    numbers = ("requests", "bytes there", "back", "p50", "p90", "p99", "client CPU", "server CPU")
+    numbers = ("requests", "bytes there", "back", "p50", "p90", "p99", "client", "server")
     for name in numbers:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
