@@ -44,6 +44,7 @@ from client.outstanding import Chunk, Outstanding, Result, Sent
 from client.wire import REPLY_LIMITS, WireLimits, decode, encode
 
 _MAX_REPLIES_PER_COLLECT = 2 * HIGH_WATER_MARK  # a flood of replies cannot hold the caller
+_MAX_SETTLED = 256  # beyond them what belongs to no request is dropped: `poll` may never be called
 _SPENT_BUDGET_S = 1e-6  # on the wire when a request must go out although its budget is spent
 
 _LONGEST_WAIT_MS = 1000
@@ -343,7 +344,8 @@ class PolicyClient:
             if isinstance(result, Chunk):
                 self._margin.add(result.round_trip_s, result.timing.total_s)
                 result = self._checked_spec(result)
-            if result is not None:
+            nobodys = result is not None and result.request_id is None
+            if result is not None and not (nobodys and len(self._settled) >= _MAX_SETTLED):
                 self._settled.append(result)
         for sent, lost in self._outstanding.expire(self._clock()):
             self._settled.append(lost)
