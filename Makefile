@@ -73,8 +73,8 @@ desk-image: $(VENV)/demo.stamp camera
 pusht: $(VENV)/test.stamp
 	$(BIN)/python -m models train-pusht --out runs/pusht --sizes widths=64,128,224 \
 		--demos middle=$(DEMOS)/pusht_cchi_v7_replay.zarr.zip lower_right=$(DEMOS)/pusht_keypoint_x356_y356.zarr.zip
-	$(BIN)/python -m benchmarks tune runs/pusht --episodes 60 --num-steps 1 2 3 5 7 10 --grid trailing logsnr --guidance-scale 0 1 \
-		--out results/tune_pusht
+	$(BIN)/python -m benchmarks tune runs/pusht --episodes 250 --sampler ddim --grid trailing --num-steps 1 2 5 10 --guidance-scale 0 \
+		--miss-rate 0.01 --out results/tune_pusht
 	mkdir -p models/pretrained/pusht
 	cp runs/pusht/manifest.json runs/pusht/model.safetensors models/pretrained/pusht/
 
@@ -87,6 +87,7 @@ lesson: $(VENV)/demo.stamp
 openpi:
 	$(PYTHON) -m venv .venv-openpi
 	.venv-openpi/bin/pip --disable-pip-version-check --quiet install $(OPENPI)
+	touch .venv-openpi/ready
 
 clean:
 	rm -rf $(VENV) .venv-openpi demo runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

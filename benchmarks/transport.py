@@ -106,15 +106,15 @@ class TransportConfig:
         Raises:
             FileNotFoundError: there is none.
         """
-        python = self.openpi / "bin" / "python"
-        if not python.exists():
+        ready = self.openpi / "ready"
+        if not ready.exists():
             msg = (
                 f"openpi: expected its server and client in an environment of their own in "
-                f"{self.openpi}, got no {python}; `make openpi` makes it in .venv-openpi, and "
+                f"{self.openpi}, got no {ready}; `make openpi` makes it in .venv-openpi, and "
                 "`--transports policy_server bare_pyzmq` does without"
             )
             raise FileNotFoundError(msg)
-        return str(python)
+        return str(self.openpi / "bin" / "python")
 
 
 class ClientProcess:

@@ -7,6 +7,7 @@ The socket is in client/connection.py.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 import uuid
@@ -46,7 +47,6 @@ from client.wire import REPLY_LIMITS, WireLimits, decode, encode
 _MAX_REPLIES_PER_COLLECT = 2 * HIGH_WATER_MARK  # a flood of replies cannot hold the caller
 _MAX_SETTLED = 256  # beyond them what belongs to no request is dropped: `poll` may never be called
 _SPENT_BUDGET_S = 1e-6  # on the wire when a request must go out although its budget is spent
-
 _LONGEST_WAIT_MS = 1000
 
 T = TypeVar("T", Chunk, MetadataReply, Pong)
@@ -91,7 +91,7 @@ class PolicyClient:
         self.session_id = session_id or uuid.uuid4().hex
         self._limits = limits
         self._clock = clock
-        self._next_request_id = 0
+        self._request_ids = itertools.count(1)
         self._metadata: Metadata | None = None
         self._margin = NetworkMargin()
         self._outstanding = Outstanding()
@@ -218,11 +218,11 @@ class PolicyClient:
         """
         now_s = self._clock()
         _checked("timeout_s", timeout_s)
+        budget_s = _checked("budget_s", budget_s)
         if self._metadata is not None:
             self._metadata.spec.validate_observation(observation)
-        request_id = self._take_request_id()
+        request_id = next(self._request_ids)
         due_s = now_s if due_s is None else due_s
-        budget_s = _checked("budget_s", budget_s)
         left_s = budget_s - (now_s - due_s)
         if left_s > 0:
             left_s -= self._margin.of(left_s)
@@ -266,7 +266,7 @@ class PolicyClient:
         """What has come of earlier `submit` calls: chunks and errors, each with its request_id.
 
         Every submitted request comes up exactly once. An error whose request_id is None belongs to
-        no request: a message that could not be decoded.
+        no request: a message that could not be decoded; a few hundred of those are kept.
 
         Args:
             timeout_s: wait so long for the first result, in whole milliseconds rounded down, so
@@ -298,10 +298,6 @@ class PolicyClient:
         """Close."""
         self.close()
 
-    def _take_request_id(self) -> int:
-        self._next_request_id += 1
-        return self._next_request_id
-
     def _ask(
         self,
         request_type: type[MetadataRequest | PingRequest],
@@ -312,7 +308,7 @@ class PolicyClient:
         until_s = self._clock() + _checked("timeout_s", timeout_s)
         self._await_connection(until_s)
         now_s = self._clock()
-        request = request_type(self._take_request_id())
+        request = request_type(next(self._request_ids))
         self._post(request, Sent(reply_type, now_s, now_s, timeout_s, until_s - now_s))
         return self._await(request.request_id, reply_type)
 
@@ -373,12 +369,13 @@ class PolicyClient:
 
     def _await(self, request_id: int, reply_type: type[T]) -> T:
         """The answer to one request, or its error raised; other results stay for `poll`."""
+        before = len(self._settled)
         while True:
             self._collect()
             mine = [r for r in self._settled if r.request_id == request_id]
             if not mine and self._outstanding.is_only(request_id):
-                # what cannot be decoded can only be the answer to this one
-                lost = [r for r in self._settled if isinstance(r, ProtocolError)]
+                # what cannot be decoded, and came since, can only be the answer to this one
+                lost = [r for r in self._settled[before:] if isinstance(r, ProtocolError)]
                 mine = [r for r in lost if r.request_id is None]
             if mine:
                 break

@@ -6,7 +6,7 @@ machine does meanwhile, and `between` is whatever is done between two calls (tak
 encoding, planning, answering). Sums
 of many calls are what plans are made of, so durations are judged in stretches of several calls: a
 high quantile of sums, not a sum of high quantiles. The few large pauses that a scheduler or a
-neighbour causes are kept apart, as `stall_s`: a plan allows for one of them. Pure: it is told
+neighbour causes are kept apart, for plans to leave room for more of them. Pure: it is told
 durations and reads no clock.
 """
 

@@ -165,16 +165,21 @@ def examine_priority(nice: int) -> Finding:
     return Finding("priority", f"nice {nice} is not permitted", remedy)
 
 
-def examine_sessions(root: Path) -> Finding:
-    """Whether priorities count for all programs, or between those of one session only."""
-    if (_read(root / "proc/sys/kernel/sched_autogroup_enabled") or "0").strip() == "0":
+def examine_sessions(root: Path, nice: int) -> Finding:
+    """Whether a priority counts for all programs, or between those of one session only."""
+    group = next(_cgroups(root), None)
+    weight = None if group is None else _read(group / "cpu.weight")
+    if weight is not None:
+        seen = f"in a control group of weight {weight} (systemd's CPUWeight=), which counts first"
+        return Finding("sessions", seen)
+    if (_read(root / "proc/sys/kernel/sched_autogroup_enabled") or "0") == "0":
         return Finding("sessions", "not told apart by the scheduler")
     seen = "the scheduler shares time out between sessions first (autogroup)"
     remedy = (
-        "start the server by setsid, or as a service: it then raises the priority of its own "
-        "session; in a terminal's its nice value does not count against other terminals' programs"
+        "start the server, and the doctor, by setsid or as a service: it then raises the priority "
+        "of its own session; in a terminal's it does not count against other sessions' programs"
     )
-    return Finding("sessions", seen, "" if leads_session() else remedy)
+    return Finding("sessions", seen, "" if nice >= 0 or leads_session() else remedy)
 
 
 def busy_s(root: Path) -> float | None:
@@ -251,7 +256,7 @@ def examine(config: DoctorConfig, root: Path = Path("/")) -> list[Finding]:
         examine_governor(root),
         examine_swap(root),
         examine_priority(config.nice),
-        examine_sessions(root),
+        examine_sessions(root, config.nice),
     ]
     before_s, own_s, begun_s = busy_s(root), time.process_time(), time.monotonic()
     with tqdm(total=round(config.duration_s, 1), unit="s", desc="timer", leave=False) as bar:

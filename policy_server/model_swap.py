@@ -24,6 +24,7 @@ from client.specs import PolicySpec
 from models import checkpoint
 from models.checkpoint import CheckpointError
 from policy_server.cost_model import CostModel
+from policy_server.priority import set_session_nice
 from policy_server.requests import Scheduler
 
 log = logging.getLogger(__name__)
@@ -100,17 +101,18 @@ class ModelSwap:
         """Give up what is being loaded, without waiting for it.
 
         Returns:
-            Whether the thread that loads still runs: it may be in the middle of native code, and
-            only then it looks up.
+            Whether the thread that loads still runs: it may be in the middle of native code, which
+            nothing can stop.
         """
         self._closed = True
         if self._export is not None:
             self._export.kill()
             self._export.wait()
         self._worker.shutdown(wait=False, cancel_futures=True)
-        if self._copy is not None:
+        still_loading = self._loading is not None and not self._loading.done()
+        if still_loading and self._copy is not None:
             shutil.rmtree(self._copy, ignore_errors=True)
-        return self._loading is not None and not self._loading.done()
+        return still_loading
 
     def _ready(self) -> ReadyModel:
         """On the thread: a copy first, so that what is checked is what is loaded.
@@ -147,6 +149,7 @@ class ModelSwap:
         )
         pid = self._export.pid
         os.setpriority(os.PRIO_PROCESS, pid, max(_NICE, os.getpriority(os.PRIO_PROCESS, pid)))
+        set_session_nice(_NICE, pid)
         if self._closed:
             self._export.kill()
         _, stderr = self._export.communicate()

@@ -24,9 +24,9 @@ _CALM_S, _CALM_SHARE = 0.006, 0.4
 _SURPRISE_S, _SURPRISE_SHARE = 0.010, 0.65
 _SURPRISES = 2
 """Steps beyond the fewest leave so much of a budget free, at most such a share of it, even when no
-pause has been seen for long: a neighbour may come at any moment. After it has come, room for so
-many pauses like the worst: it takes time slices of some milliseconds on the way here, in the middle
-of a request, and on the way back, where nobody but the robot sees it."""
+pause has been seen for long: a neighbour may come at any moment. After it has come, up to the
+second pair, room for so many pauses like the worst: it takes time slices of some milliseconds on
+the way here, in the middle of a request, and on the way back, where only the robot sees it."""
 _STALL_SHARE = 0.75
 """Of a budget, at most so much is left free for pauses that happen again and again."""
 
@@ -101,12 +101,11 @@ class Needs:
             return demand.fewest
         free = 1 - (len(slots) - 1) / rows.size
         budget_s = rows.budget_s[slots]
+        surprise_s = min(max(_SURPRISES * self.cost.worst_stall_s, _CALM_S), _SURPRISE_S)
+        alarm = (surprise_s - _CALM_S) / (_SURPRISE_S - _CALM_S)  # 0 when all is calm, to 1
+        share = _CALM_SHARE + alarm * (_SURPRISE_SHARE - _CALM_SHARE)
         reserve_s = np.maximum(
-            np.clip(
-                _SURPRISES * self.cost.worst_stall_s,
-                np.minimum(_CALM_S, _CALM_SHARE * budget_s),
-                np.minimum(_SURPRISE_S, _SURPRISE_SHARE * budget_s),
-            ),
+            np.minimum(surprise_s, share * budget_s),
             np.minimum(self.cost.stall_s, _STALL_SHARE * budget_s),
         )
         return allocate_steps(demand, reserve_s, _QUEUE_SHARE * min(1.0, free / _SCARCE), price)

@@ -6,6 +6,7 @@ of them the server would stand still in the middle of an answer. Priorities are 
 
 Where the kernel groups programs by session (autogroup, the default of most desktop systems), nice
 values count only between programs of one session, and each session has a nice value of its own.
+Where it groups them by control group (containers, many services), the groups' weights count first.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from contextlib import suppress
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -39,10 +39,19 @@ def set_nice(nice: int) -> bool:
             *(nice, nice, 20 - nice),
         )
         return False
-    if leads_session():
-        with suppress(OSError):  # absent where sessions do not count
-            Path("/proc/self/autogroup").write_text(str(nice), "ascii")
+    if nice and leads_session():
+        set_session_nice(nice)
     return True
+
+
+def set_session_nice(nice: int, process: int | str = "self") -> None:
+    """Give a process's session a nice value, where the scheduler tells sessions apart."""
+    try:
+        Path(f"/proc/{process}/autogroup").write_text(str(nice), "ascii")
+    except FileNotFoundError:  # it does not
+        return
+    except OSError as error:
+        log.warning("the session's own nice value stays as it is: %s", error)
 
 
 def leads_session() -> bool:

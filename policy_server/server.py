@@ -216,7 +216,8 @@ def make_instructions() -> InstructionCache:
 def serve(config: ServerConfig, make_engine: EngineFactory = Engine) -> None:
     """Serve until SIGTERM or Ctrl-C; prints `ready ADDRESS …` once answers can be in time.
 
-    SIGHUP has it serve the checkpoint that lies at `config.checkpoint` then, if it can.
+    SIGHUP has it serve the checkpoint that lies at `config.checkpoint` then, if it can. Told to
+    stop while that is being loaded it ends the process, since nothing can stop the loading.
     """
     keys = None if config.keys is None else ServerKeys.load(config.keys)
     check_exposure(config.bind, protected=keys is not None, unencrypted=config.unencrypted)

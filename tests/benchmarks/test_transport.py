@@ -135,8 +135,7 @@ def test_ours_and_bare_pyzmq_carry_the_same_bytes_over_real_sockets(tmp_path):
         median_s = np.median(samples[f"images.{row['transport']}"])
         assert row["round_trip_p50_s"] == pytest.approx(median_s)
         assert 0 < row["client_cpu_s"] < 0.05
-        assert 0 < row["server_cpu_s"] < 0.05
-    assert ours["round_trip_p50_s"] > bare["round_trip_p50_s"]
+        assert row["server_cpu_s"] is None or 0 < row["server_cpu_s"] < 0.05
     assert result["config"]["openpi_packages"] is None
     assert result["config"]["targets"] == []  # of so few, and without openpi
     assert (tmp_path / "transport.png").stat().st_size > 1000
@@ -145,7 +144,7 @@ def test_ours_and_bare_pyzmq_carry_the_same_bytes_over_real_sockets(tmp_path):
 @pytest.mark.realtime
 def test_openpis_transport_with_real_sockets():
     config = TransportConfig()
-    if not config.openpi.exists():
+    if not (config.openpi / "ready").exists():
         pytest.skip(f"no {config.openpi}: `make openpi` makes it")
     arrays = {
         name: (array.shape, array.dtype) for name, array in SPECS["images"].observation.items()

@@ -1,5 +1,6 @@
 """A client among hostile replies: only chunks and errors come up, and the next request works."""
 
+import itertools
 from dataclasses import replace
 
 import msgpack
@@ -67,7 +68,9 @@ def ends():
         port = server.bind_to_random_port("tcp://127.0.0.1")
         with PolicyClient(f"tcp://127.0.0.1:{port}") as client:
             client._connection.wait_connected(5000)
-            client._next_request_id = 1000  # all as long in a header: what is drawn depends on it
+            client._request_ids = itertools.count(
+                1000
+            )  # all as long in a header: what is drawn depends on it
             yield client, server
 
 

@@ -147,8 +147,12 @@ def test_a_priority_that_counts_in_one_terminal_only_is_a_threat(
 ):
     put(tmp_path, {"proc/sys/kernel/sched_autogroup_enabled": f"{enabled}\n"})
     monkeypatch.setattr(os, "getsid", lambda _: os.getpid() if own_session else 1)
-    finding = examine_sessions(tmp_path)
+    finding = examine_sessions(tmp_path, -10)
     assert ("setsid" in finding.remedy) == threat
+    assert examine_sessions(tmp_path, 0).remedy == ""
+    put(tmp_path, {"proc/self/cgroup": "0::/robots\n", "sys/fs/cgroup/robots/cpu.weight": "300\n"})
+    finding = examine_sessions(tmp_path, -10)
+    assert (finding.remedy, "weight 300" in finding.seen) == ("", True)
 
 
 def test_a_machine_that_tells_nothing_is_examined_all_the_same(tmp_path):

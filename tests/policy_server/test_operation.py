@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import zmq
 
-from benchmarks.server_process import running_server
+from benchmarks.server_process import running_command, running_server
 from client import DeadlineError, PolicyClient, wire
 from client.messages import ActionChunk, ActRequest, ErrorReply
 from models import checkpoint
@@ -282,17 +282,35 @@ def test_the_end_does_not_wait_for_what_takes_long(tmp_path):
     assert outcomes["overloaded"] > 0, outcomes
 
 
+SLOW_SWAP = """
+import logging, sys, time
+from pathlib import Path
+from policy_server import server
+
+logging.basicConfig(level=logging.INFO)
+load, loads = server.load_model, []
+
+def load_model(*args):
+    loads.append(args)
+    if len(loads) > 1:
+        time.sleep(60)
+    return load(*args)
+
+server.load_model = load_model
+server.serve(server.ServerConfig(Path(sys.argv[1]), bind="tcp://127.0.0.1:*", backend="torch"))
+"""
+
+
 def test_the_end_does_not_wait_for_another_model(folder, tmp_path, monkeypatch):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setenv("TMPDIR", str(scratch))
-    for delay_s in (0.0, 1.0):
-        with running_server(folder, "--backend", "torch") as server:
-            hang_up(server, "loading")
-            time.sleep(delay_s)
-            assert end(server, signal.SIGTERM) < ENDED_WITHIN_S
-            assert "Traceback" not in server.log
-        assert list(scratch.glob("policy_server_*")) == []
+    with running_command([sys.executable, "-c", SLOW_SWAP, str(folder)]) as server:
+        hang_up(server, "loading")
+        time.sleep(0.5)
+        assert end(server, signal.SIGTERM) < ENDED_WITHIN_S
+        assert "Traceback" not in server.log
+    assert list(scratch.glob("policy_server_*")) == []
 
 
 def test_a_model_that_is_being_loaded_is_given_up(folder, tmp_path, monkeypatch):
