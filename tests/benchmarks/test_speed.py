@@ -32,7 +32,8 @@ def test_every_cell_is_measured_beside_floor_and_baselines(tmp_path, monkeypatch
         for guided in (False, True)
         for backend in ("onnx", "torch")
     ]
-    samples = np.load(tmp_path / "speed_samples.npz")
+    with np.load(tmp_path / "speed_samples.npz") as file:
+        samples = dict(file)
     for row in rows:
         branches = "guided" if row["guided"] else "unguided"
         cell = f"transformer/{row['robots']}/{branches}/3"

@@ -100,7 +100,8 @@ def test_a_finished_run_is_left_alone(config):
 
 def test_other_demonstrations_under_the_same_name_are_refused(config):
     train.train(config)
-    content = dict(np.load(config.demos))
+    with np.load(config.demos) as file:
+        content = dict(file)
     np.savez(config.demos, **{**content, "action": 2 * content["action"]})
     with pytest.raises(ValueError, match="demos_sha256"):
         train.train(config)

@@ -33,7 +33,7 @@ class Pongs:
     def __init__(self, reactor):
         self.reactor = reactor
 
-    def handle(self, address, request, arrived_s):
+    def handle(self, address, request, arrived_s, unread_s):
         self.reactor.send(address, Pong(request.request_id))
 
     def collect_instructions(self):
