@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -48,18 +48,25 @@ class ReportingProcess:
 
 
 @contextmanager
-def reporting_process(
-    who: str, module: str, *arguments: object, ends_within_s: float
-) -> Iterator[ReportingProcess]:
-    """Begin `python -m module arguments`; killed at the end, if it has not ended."""
+def piped_process(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+    """Begin a command whose stdin and stdout are pipes; killed at the end, if it has not ended."""
     with subprocess.Popen(
-        [sys.executable, "-m", module, *map(str, arguments)],
+        command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,  # Ctrl-C is for us; we end it
     ) as process:
         try:
-            yield ReportingProcess(who, process, ends_within_s)
+            yield process
         finally:
             process.kill()
+
+
+@contextmanager
+def reporting_process(
+    who: str, module: str, *arguments: object, ends_within_s: float
+) -> Iterator[ReportingProcess]:
+    """Begin `python -m module arguments`; killed at the end, if it has not ended."""
+    with piped_process([sys.executable, "-m", module, *map(str, arguments)]) as process:
+        yield ReportingProcess(who, process, ends_within_s)

@@ -22,7 +22,7 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from benchmarks import results, transport_report
+from benchmarks.reporting_process import piped_process
 from benchmarks.server_process import ServerProcess, running_command, running_server
 from benchmarks.transport_client import WARM_UP
 from client.sims.desk.spec import DESK_SPEC, STATE_NAMES
@@ -146,22 +147,6 @@ class ClientProcess:
         return said
 
 
-@contextmanager
-def running_client(command: Sequence[str]) -> Iterator[ClientProcess]:
-    """Start a client, which has connected when this returns; killed at the end."""
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # Ctrl-C is for us; we end it
-    ) as process:
-        try:
-            yield ClientProcess(process)
-        finally:
-            process.kill()
-
-
 @dataclass
 class Case:
     """One transport with one kind of observation, and what has been measured of it.
@@ -264,8 +249,9 @@ def running_case(
         else:
             server = running_command([*answer, transport, case])
         served = stack.enter_context(server)
-        client = stack.enter_context(running_client([*ask, transport, served.address, case]))
-        yield Case(transport, observation, served, client)
+        # which has connected when it has said its first line
+        asking = stack.enter_context(piped_process([*ask, transport, served.address, case]))
+        yield Case(transport, observation, served, ClientProcess(asking))
 
 
 @contextmanager
