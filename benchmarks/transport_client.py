@@ -79,8 +79,7 @@ class PolicyServerClient(Client):
         try:
             if not (connection.wait_connected(within_ms) and connection.send(request)):
                 raise RuntimeError(f"no connection to {address}")
-            connection.wait(within_ms)
-            reply = connection.receive()
+            reply = connection.receive(within_ms)
         finally:
             connection.close()
         if reply is None or not isinstance(decode(reply), ActionChunk):

@@ -90,7 +90,10 @@ def text(field: str, value: object, max_bytes: int = sys.maxsize) -> str:
     Raises:
         ValueError: not a string, blank, too long, or not encodable (a lone surrogate).
     """
-    if not isinstance(value, str):
+    if type(value) is str and value.isascii() and 0 < len(value) <= max_bytes:
+        if not value.isspace():
+            return value
+    elif not isinstance(value, str):
         msg = f"{field}: expected a string, got {shown(value)}"
         raise ValueError(msg)
     if not value or value.isspace():

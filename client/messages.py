@@ -226,7 +226,7 @@ class ActionChunk:
     def __post_init__(self) -> None:
         """Check every field; numpy scalars become Python numbers."""
         _check_array("actions", self.actions)
-        if dtype_name(self.actions.dtype) != "float32" or self.actions.ndim != 2:
+        if self.actions.ndim != 2 or dtype_name(self.actions.dtype) != "float32":
             msg = (
                 "actions: expected float32 [horizon, action_dim], "
                 f"got {dtype_name(self.actions.dtype)} {self.actions.shape}"
@@ -239,7 +239,7 @@ class ActionChunk:
         checked: dict[str, Any] = {
             "request_id": integer("request_id", self.request_id, 0),
             "num_steps": integer("num_steps", self.num_steps, 1),
-            "timesteps": tuple(integer("timesteps", t, 0) for t in self.timesteps),
+            "timesteps": tuple([integer("timesteps", t, 0) for t in self.timesteps]),
             "nfe": integer("nfe", self.nfe, 0),
             "rows_per_call": number("rows_per_call", self.rows_per_call, 1.0),
             "deadline_met": boolean("deadline_met", self.deadline_met),
@@ -375,7 +375,9 @@ class ErrorReply:
     @classmethod
     def from_error(cls, error: PolicyError) -> ErrorReply:
         """What a server answers for an error that it raised."""
-        message = str(error).encode(errors="replace")[:MAX_ERROR_BYTES].decode(errors="ignore")
+        message = str(error)
+        if len(message) > MAX_ERROR_BYTES or not message.isascii():
+            message = message.encode(errors="replace")[:MAX_ERROR_BYTES].decode(errors="ignore")
         soonest_s = error.soonest_s if isinstance(error, DeadlineError) else None
         return cls(error.request_id, error.code, message.strip() or error.code, soonest_s)
 

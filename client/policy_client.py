@@ -275,8 +275,7 @@ class PolicyClient:
         until_s = self._clock() + timeout_s
         self._collect()
         while not self._settled and (left_ms := int((until_s - self._clock()) * 1000)) > 0:
-            self._wait(left_ms)
-            self._collect()
+            self._collect(left_ms)
         results = [r for r in self._settled if isinstance(r, (Chunk, PolicyError))]
         self._settled.clear()
         return results
@@ -324,12 +323,14 @@ class PolicyClient:
         """Or not, if there is no connection: the request is lost anyhow then."""
         self._connection.send(encode(CancelRequest(self.session_id, request_id), self._limits))
 
-    def _collect(self) -> None:
-        """Settle whatever has arrived or expired by now."""
+    def _collect(self, at_most_ms: int = 0) -> None:
+        """Settle whatever has arrived or expired; waits so long, at most, for the first of it."""
+        wait_ms = at_most_ms and self._until_expiry_ms(at_most_ms)
         for _ in range(_MAX_REPLIES_PER_COLLECT):
-            frames = self._connection.receive()
+            frames = self._connection.receive(wait_ms)
             if frames is None:
                 break
+            wait_ms = 0
             now_s = self._clock()
             reply: Message | PolicyError
             try:
@@ -360,18 +361,17 @@ class PolicyClient:
         )
         return ProtocolError(msg, request_id=chunk.request_id)
 
-    def _wait(self, at_most_ms: int) -> None:
-        """Sleep until something arrives or expires."""
+    def _until_expiry_ms(self, at_most_ms: int) -> int:
+        """Until the next request expires, but not longer."""
         expiry_s = self._outstanding.next_expiry_s()
-        if expiry_s is not None:
-            at_most_ms = min(at_most_ms, math.ceil((expiry_s - self._clock()) * 1000))
-        self._connection.wait(at_most_ms)
+        if expiry_s is None:
+            return at_most_ms
+        return min(at_most_ms, math.ceil((expiry_s - self._clock()) * 1000))
 
     def _await(self, request_id: int, reply_type: type[T]) -> T:
         """The answer to one request, or its error raised; other results stay for `poll`."""
         before = len(self._settled)
         while True:
-            self._collect()
             mine = [r for r in self._settled if r.request_id == request_id]
             if not mine and self._outstanding.is_only(request_id):
                 # what cannot be decoded, and came since, can only be the answer to this one
@@ -379,7 +379,7 @@ class PolicyClient:
                 mine = [r for r in lost if r.request_id is None]
             if mine:
                 break
-            self._wait(_LONGEST_WAIT_MS)  # ends sooner: the request expires
+            self._collect(_LONGEST_WAIT_MS)  # ends sooner: the request expires
         result = mine[0]
         self._settled = [r for r in self._settled if r is not result]
         self._outstanding.forget(request_id)

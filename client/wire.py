@@ -305,6 +305,8 @@ def _build(cls: type[T], where: str, values: object) -> T:
         msg = f"{where}: expected a map, got {shown(values)}"
         raise ValueError(msg)
     known, needed = _FIELDS[cls]
+    if values.keys() == known:
+        return _made(cls, values)
     if not values.keys() <= known:
         unknown = [key for key in values if key not in known]
         msg = f"{where}: unknown {shown(unknown)}, expected {sorted(known)}"
@@ -314,6 +316,14 @@ def _build(cls: type[T], where: str, values: object) -> T:
         msg = f"{where}: missing {missing}"
         raise ValueError(msg)
     return cls(**values)
+
+
+def _made(cls: type[T], values: Mapping[str, Any]) -> T:
+    """What the constructor would make of all fields, which sets each of them by a call."""
+    instance = object.__new__(cls)
+    vars(instance).update(values)
+    instance.__post_init__()  # type: ignore[attr-defined]
+    return instance
 
 
 def _arrays(

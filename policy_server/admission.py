@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,7 @@ _BETTER_SERVED = 0.1
 """By how much a session's share must be larger for its request to give way."""
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """About a newcomer.
 
     Attributes:

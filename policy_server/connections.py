@@ -17,7 +17,6 @@ import resource
 import socket
 import struct
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ import zmq
 log = logging.getLogger(__name__)
 
 _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_CLOSED | zmq.EVENT_DISCONNECTED
-_READABLE = int(zmq.POLLIN)
+_READABLE, _SOURCE = int(zmq.POLLIN), int(zmq.SRCFD)
 _EVENT = struct.Struct("=hi")  # of a monitor's first frame: which event, and its file descriptor
 _BYTES_RECEIVED = struct.Struct("@128xQ")  # in Linux's struct tcp_info
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, for 0 s
@@ -118,7 +117,7 @@ class Connections:
         self._max_unread_bytes = max_unread_bytes
         self._frame_bytes = frame_bytes
         self._open: dict[int, _Connection] = {}
-        self._read: Counter[int] = Counter()  # bytes since the last look, by descriptor
+        self._read: dict[int, int] = {}  # bytes since the last look, by descriptor
         self._left_behind = 0
         self._dropped, self._warned_s = 0, -_WARN_EVERY_S
         self._watched = watched
@@ -129,6 +128,7 @@ class Connections:
         # ZeroMQ's own thread would wait for room while it holds a lock that closing needs
         self._events.setsockopt(zmq.RCVHWM, 0)
         self._events.connect(address)
+        self._polled = [(self._events, _READABLE)]
 
     @property
     def crowded(self) -> bool:
@@ -145,8 +145,11 @@ class Connections:
         for one in frames:
             body = len(one) + self._frame_bytes
             size += body + (_LONG_HEAD if body > _SHORT else _SHORT_HEAD)
-        with suppress(zmq.ZMQError):  # a client with ZMTP below 3, which is none of ours
-            self._read[int(frame.get(zmq.SRCFD))] += size
+        try:
+            descriptor = int(frame.get(_SOURCE))
+        except zmq.ZMQError:  # a client with ZMTP below 3, which is none of ours
+            return
+        self._read[descriptor] = self._read.get(descriptor, 0) + size
 
     def update(self, now_s: float) -> None:
         """Take note of who came and went.
@@ -154,7 +157,7 @@ class Connections:
         Args:
             now_s: monotonic clock.
         """
-        while int(self._events.getsockopt(zmq.EVENTS)) & _READABLE:
+        while zmq.zmq_poll(self._polled, 0):
             event = self._events.recv_multipart()[0]
             what, descriptor = _EVENT.unpack(event)
             self._forget(descriptor)

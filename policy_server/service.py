@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -55,8 +55,7 @@ Address = bytes
 """Where a reply goes; opaque here."""
 
 
-@dataclass(frozen=True)
-class _Asked:
+class _Asked(NamedTuple):
     """An act request that waits for its instruction's embedding."""
 
     address: Address
@@ -169,7 +168,7 @@ class Service:
         if self._inside_of.get(asked.address, 0) >= most:
             msg = f"queue: {most} requests of this client are inside already; wait for answers"
             raise OverloadedError(msg)
-        if any(k[0] == key[0] and k[1] > key[1] for k in self._awaiting):
+        if self._awaiting and any(k[0] == key[0] and k[1] > key[1] for k in self._awaiting):
             raise SupersededError(SUPERSEDED)
         self._check(request)
         embedding = self._instructions.get(request.instruction)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from models.checkpoint import ENCODER_ONNX, ONNX
 from models.export import ENCODER_OUTPUT, export_encoder, export_step, observation_input
@@ -28,7 +27,10 @@ class OnnxBackend:
         self, policy: DiffusionPolicy, settings: BackendSettings, model: Path | None
     ) -> None:
         """Load `model` and the encoder beside it, or export both first (seconds) if it is None."""
-        self._policy = policy.eval()
+        policy.eval()
+        normalizer = policy.action_normalizer
+        self._scale, self._offset = normalizer.scale.numpy(), normalizer.offset.numpy()
+        self._minimum, self._maximum = policy.action_minimum.numpy(), policy.action_maximum.numpy()
         most = settings.max_requests
         film_dim = policy.network.film_dim
         self.buffers = StepBuffers(most, policy.chunk_shape, film_dim)
@@ -90,8 +92,8 @@ class OnnxBackend:
         """See `protocol.Backend.step`."""
         self._step.run(requests, network_rows)
 
-    @torch.inference_mode()
     def to_actions(self, x0: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """See `protocol.Backend.to_actions`."""
-        actions: npt.NDArray[np.float32] = self._policy.to_actions(torch.from_numpy(x0)).numpy()
+        """See `protocol.Backend.to_actions`; as `DiffusionPolicy.to_actions`."""
+        actions: npt.NDArray[np.float32] = x0 * self._scale + self._offset
+        np.clip(actions, self._minimum, self._maximum, out=actions)
         return actions

@@ -120,7 +120,9 @@ def raw(message: Message) -> list[bytes]:
 
 def assert_same(a: Message, b: Message) -> None:
     assert type(a) is type(b)
-    for (field, mine), theirs in zip(vars(a).items(), vars(b).values(), strict=True):
+    assert vars(a).keys() == vars(b).keys()
+    for field, mine in vars(a).items():
+        theirs = vars(b)[field]
         if field == "observation":
             assert list(mine) == list(theirs)
             for x, y in zip(mine.values(), theirs.values(), strict=True):
