@@ -2,7 +2,8 @@
 
 One robot asks several servers in turn, in short blocks of one run, so that whatever else the
 machine does happens to all. Beside it somebody comes with new words again and again, which have to
-be encoded by the thread next to the loop.
+be encoded by the thread next to the loop. All of that once on a machine that is idle otherwise, and
+once beside programs that keep all its cores busy.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,6 +29,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from benchmarks import results
+from benchmarks.deadlines import Background, load_on_all_cores
 from benchmarks.fleet import FleetRecord, fleet_questions, question_columns, run_jobs
 from benchmarks.generator import Asked, Job
 from benchmarks.hygiene_server import Change
@@ -36,6 +39,7 @@ from client import PolicyClient
 from models import checkpoint
 
 CHANGES: tuple[Change, ...] = get_args(Change)
+BACKGROUNDS: tuple[Background, ...] = get_args(Background)
 _GAP_S = 0.1
 _NEWCOMER_EVERY_S = 0.5
 _NEWCOMER_BUDGET_S = 1.0
@@ -46,10 +50,11 @@ class HygieneConfig:
     """What `python -m benchmarks hygiene` takes.
 
     Attributes:
-        requests: of each server.
+        requests: of each server, with and without neighbours.
         rate_hz: requests of the robot per second.
         budget_ms: time from when a request is due to when its answer must be there.
-        num_steps: of each request: always as many, so that latencies can be compared.
+        num_steps: of each request: always as many, so that latencies can be compared, and so many
+            that a neighbour comes between them.
         block_s: for so long one server is asked before it is another one's turn.
         checkpoint: folder of the policy; the bundled one if not given.
         seed: of the order of the servers and the observations.
@@ -57,9 +62,9 @@ class HygieneConfig:
     """
 
     requests: int = 10_000
-    rate_hz: float = 100.0
+    rate_hz: float = 50.0
     budget_ms: float = 80.0
-    num_steps: int = 10
+    num_steps: int = 50
     block_s: float = 1.0
     checkpoint: Path = checkpoint.PRETRAINED / "desk"
     seed: int = 10
@@ -111,13 +116,14 @@ def full_collection_s() -> dict[str, float]:
     return seconds
 
 
-def row_of(change: Change, record: FleetRecord) -> dict[str, Any]:
+def row_of(change: Change, background: Background, record: FleetRecord) -> dict[str, Any]:
     """What a robot of this server met."""
     mine = record.robot == CHANGES.index(change)
     latency_s = record.latency_s[mine]
     latencies_s = latency_s[~np.isnan(latency_s)].tolist()
     return {
         "change": change,
+        "background": background,
         "due_requests": int(mine.sum()),
         "missed": int(np.count_nonzero(record.outcome[mine] != "on_time")),
         "latency_p50_s": quantile(latencies_s, 0.5),
@@ -127,7 +133,7 @@ def row_of(change: Change, record: FleetRecord) -> dict[str, Any]:
     }
 
 
-def run(config: HygieneConfig) -> FleetRecord:
+def run(config: HygieneConfig) -> dict[Background, FleetRecord]:
     """Ask all servers in turn; robots are numbered as in `CHANGES`."""
     with ExitStack() as stack:
         name = stack.enter_context(tempfile.TemporaryDirectory())
@@ -166,12 +172,9 @@ def run(config: HygieneConfig) -> FleetRecord:
             )
         turns = blocks(config)
         ends_s = turns[-1][0] + config.block_s
-        bar = stack.enter_context(
-            tqdm(total=round(ends_s), unit="s", desc="asking", file=sys.stderr)
-        )
         came_s = [-np.inf]
 
-        def watch(now_s: float) -> None:
+        def watch(bar: tqdm[None], now_s: float) -> None:
             bar.update(max(0, min(round(now_s), bar.total) - bar.n))
             for change, newcomer in newcomers.items():
                 newcomer.poll(0.0)
@@ -184,17 +187,27 @@ def run(config: HygieneConfig) -> FleetRecord:
                         budget_s=_NEWCOMER_BUDGET_S,
                     )
 
-        return run_jobs(jobs, watch=watch)
+        records: dict[Background, FleetRecord] = {}
+        for background in BACKGROUNDS:
+            came_s[0] = -np.inf
+            with (
+                load_on_all_cores(background),
+                tqdm(total=round(ends_s), unit="s", desc=background, file=sys.stderr) as bar,
+            ):
+                records[background] = run_jobs(jobs, watch=partial(watch, bar))
+        return records
 
 
 def table_of(rows: Sequence[dict[str, Any]]) -> Table:
     """For people; latencies in ms."""
     table = Table(title="one robot, by what is changed (latencies in ms)")
-    for column in ("change", "due", "missed", "p50", "p99", "p99.9", "max"):
-        table.add_column(column, justify="left" if column == "change" else "right")
+    for column in ("machine", "change", "due", "missed", "p50", "p99", "p99.9", "max"):
+        named = column in ("machine", "change")
+        table.add_column(column, justify="left" if named else "right")
     for row in rows:
         latencies = [row[f"latency_{name}_s"] for name in ("p50", "p99", "p999", "max")]
         table.add_row(
+            row["background"],
             row["change"],
             str(row["due_requests"]),
             str(row["missed"]),
@@ -207,8 +220,12 @@ def main(config: HygieneConfig) -> None:
     """Measure, print the table, write the results."""
     console = results.console()
     collection_s = full_collection_s()
-    record = run(config)
-    rows = [row_of(change, record) for change in CHANGES]
+    records = run(config)
+    rows = [
+        row_of(change, background, record)
+        for background, record in records.items()
+        for change in CHANGES
+    ]
     results.write_results(
         config.out, "hygiene", {**vars(config), "full_collection_s": collection_s}, rows
     )

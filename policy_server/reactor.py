@@ -218,7 +218,7 @@ class Reactor:
             return None
 
     def _readable(self) -> bool:
-        """Whether a message is there; cheaper than the socket's own poll, or than an exception."""
+        """Whether a message is there; cheaper than the socket's own poll."""
         return bool(zmq.zmq_poll(self._polled, 0))
 
     def _receive(self, service: Service, frame: zmq.Frame) -> None:
@@ -226,24 +226,32 @@ class Reactor:
         begun_s = time.monotonic()
         until_s = begun_s + _RECEIVE_S
         self._connections.update(begun_s)
-        while True:
-            if self._in_too_long:  # the rest of a message with too many frames is thrown away
-                self._in_too_long = frame.more
+        self._take_in(service, frame)
+        more = self._readable()
+        while more and time.monotonic() < until_s:
+            try:  # of many, one exception at their end costs less than asking before each
+                frame = self._socket.recv(_NOW, copy=False)
+            except zmq.Again:
+                more = False
             else:
-                address = frame.bytes
-                frames: list[memoryview] = []
-                while frame.more and len(frames) <= self._limits.max_frames:
-                    frame = self._socket.recv(_NOW, copy=False)
-                    frames.append(frame.buffer)
-                self._in_too_long = frame.more
-                self._connections.read_from(frame, frames)
-                arrived_s = time.monotonic()
-                unread_s = self._unread.read(address, arrived_s)
-                self._dispatch(service, address, frames, arrived_s, unread_s)
-            self._drained = not self._readable()
-            if self._drained or time.monotonic() > until_s:
-                return
+                self._take_in(service, frame)
+        self._drained = not more
+
+    def _take_in(self, service: Service, frame: zmq.Frame) -> None:
+        """The message that begins with `frame`, or some more frames of one that has too many."""
+        if self._in_too_long:  # they are thrown away
+            self._in_too_long = frame.more
+            return
+        address = frame.bytes
+        frames: list[memoryview] = []
+        while frame.more and len(frames) <= self._limits.max_frames:
             frame = self._socket.recv(_NOW, copy=False)
+            frames.append(frame.buffer)
+        self._in_too_long = frame.more
+        self._connections.read_from(frame, frames)
+        arrived_s = time.monotonic()
+        unread_s = self._unread.read(address, arrived_s)
+        self._dispatch(service, address, frames, arrived_s, unread_s)
 
     def _dispatch(
         self,

@@ -16,8 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, cast
 
-import torch
-
 from client import wire
 from client.messages import Metadata, SamplingDefaults
 from models import checkpoint
@@ -224,7 +222,6 @@ def serve(config: ServerConfig, make_engine: EngineFactory = Engine) -> None:
     limits = wire.WireLimits.of_requests(checkpoint.read_manifest(config.checkpoint).spec)
     reserve_descriptors(config.max_clients)
     set_nice(config.nice)  # before any thread is started
-    torch.set_num_threads(config.num_threads)  # of what encodes instructions, too
     stopped: list[int] = []
     hung_up: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -259,9 +256,7 @@ def serve(config: ServerConfig, make_engine: EngineFactory = Engine) -> None:
                 if reactor.metrics is not None:
                     reactor.metrics.replace_model(ready.metadata.model_id, ready.cost)
 
-        # a thread that embeds an instruction must not hold the interpreter for 5 ms at a time
-        sys.setswitchinterval(0.0005)
-        # nor a garbage collection walk through all that was imported
+        # a garbage collection must not walk through all that was imported
         gc.collect()
         gc.freeze()
         address = reactor.bind(config.bind)

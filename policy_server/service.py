@@ -263,6 +263,7 @@ class Service:
     def _submit(self, asked: _Asked, embedding: Embedding) -> None:
         request, defaults = asked.request, self._metadata.defaults
         key = (request.session_id, request.request_id)
+        w = defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
         engine_request = EngineRequest(
             key=key,
             observation=request.observation,
@@ -271,8 +272,8 @@ class Service:
             deadline_s=asked.arrived_s + request.budget_s,
             num_steps=request.num_steps,
             # as the network sees it, so that the number of rows follows from the same value
-            guidance_scale=float(np.float32(_or(request.guidance_scale, defaults.guidance_scale))),
-            eta=_or(request.eta, defaults.eta),
+            guidance_scale=float(np.float32(w)),
+            eta=defaults.eta if request.eta is None else request.eta,
             seed=self._random.getrandbits(63) if request.seed is None else request.seed,
             best_effort=request.best_effort,
         )
@@ -379,7 +380,3 @@ class Service:
 def _told(refusal: Refusal) -> ErrorReply:
     refusal.error.request_id = refusal.request.key[1]
     return ErrorReply.from_error(refusal.error)
-
-
-def _or(given: float | None, default: float) -> float:
-    return default if given is None else given
