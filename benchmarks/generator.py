@@ -188,6 +188,7 @@ class SocketLine:
             self._socket.setsockopt(option, value)
         self._socket.connect(address)
         self._readable = [self._socket.fileno()]
+        self._polled = [(self._socket, int(zmq.POLLIN))]
 
     @property
     def connected(self) -> bool:
@@ -204,10 +205,9 @@ class SocketLine:
 
     def receive(self) -> list[bytes] | None:
         """See `Line`."""
-        try:
+        if zmq.zmq_poll(self._polled, 0):  # an exception takes three times as long
             return self._socket.recv_multipart(zmq.NOBLOCK)
-        except zmq.Again:
-            return None
+        return None
 
     def wait(self, timeout_s: float) -> None:
         """See `Line`; call it only after `receive` has given None.

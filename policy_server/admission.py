@@ -143,21 +143,23 @@ class Admission:
             older: request of its session that has not begun and leaves if this one is admitted.
             inside: requests in flight.
         """
+        now_s = self._clock()
         if not inside:
-            self._inside, self._made = None, Backlog(self._clock())
+            self._inside, self._made = None, Backlog(now_s)
         taken_back = older is not None and self._take_back(older)
         others, unpromised = inside, self._unpromised
         if older is not None:
             others, unpromised = others - 1, unpromised - (not taken_back)
-        error, promised = self._judge(request, others, unpromised)
+        error, promised = self._judge(request, others, unpromised, now_s)
         displaced = None
-        if error is not None and (victim := self._better_served(request)) is not None:
+        if error is not None and (victim := self._better_served(request, now_s)) is not None:
             freed = self._take_back(victim)
-            error_then, promised = self._judge(request, others - 1, unpromised - (not freed))
+            fewer = unpromised - (not freed)
+            error_then, promised = self._judge(request, others - 1, fewer, now_s)
             if error_then is None:
                 error = None
                 displaced = Refusal(victim, _gives_way())
-                self.refused(victim.key[0])
+                self._shares.note(victim.key[0], now_s, answered=False)
             elif freed:
                 self._promise(victim)
         if error is None:
@@ -167,8 +169,9 @@ class Admission:
             else:
                 self._unpromised += 1
         else:
-            if self._calm_spare_s(request) >= 0:  # else it is refused for what it asks, not for us
-                self.refused(request.key[0])
+            # else it is refused for what it asks, not for us
+            if self._calm_spare_s(request, now_s) >= 0:
+                self._shares.note(request.key[0], now_s, answered=False)
             if older is not None and taken_back:
                 self._promise(older)
         return Decision(error, displaced, promised)
@@ -185,25 +188,25 @@ class Admission:
         )
 
     def _judge(
-        self, request: EngineRequest, others: int, unpromised: int
+        self, request: EngineRequest, others: int, unpromised: int, now_s: float
     ) -> tuple[CannotServeError | None, bool]:
         """Why it is refused, or None; and whether time can be promised to it."""
         if others >= self._max_in_flight:
             return OverloadedError(
                 f"queue: {others} requests are inside already; send fewer"
             ), False
-        room = self._shares.room(request.key[0], self._clock())
+        room = self._shares.room(request.key[0], now_s)
         if others - unpromised >= room * self._max_in_flight:
             return OverloadedError(
                 f"queue: {others} requests are inside already, and other robots were served less"
             ), False
-        spare_s = self._spare_s(request)
+        spare_s = request.deadline_s - now_s - self._service_s(request)  # if it began at once
         if not others and spare_s < 0:
             # only those that are served tell what calls take now, so a machine that was slow for a
             # while must not stay so in the estimates: whoever finds nobody else here may try
-            spare_s = self._calm_spare_s(request)
+            spare_s = self._calm_spare_s(request, now_s)
         if spare_s >= 0 or not request.patient:
-            error = self._lateness(request, spare_s, room)
+            error = self._lateness(request, spare_s, room, now_s)
             if error is None or not request.best_effort:
                 return error, error is None
         # it will be late, or may be: it yields to all others, but not its slot
@@ -212,15 +215,16 @@ class Admission:
         return None, False
 
     def _lateness(
-        self, request: EngineRequest, spare_s: float, room: float
+        self, request: EngineRequest, spare_s: float, room: float, now_s: float
     ) -> CannotServeError | None:
         """Why this request, or one that is inside already, would be late."""
-        ahead_s = max(0.0, self._backlog.begin_s(request.deadline_s) - self._clock())
+        ahead_s = max(0.0, self._backlog.begin_s(request.deadline_s) - now_s)
         share = _MIN_STEPS_SHARE if request.num_steps is None else _FIXED_SHARE
         share *= room
         if ahead_s > share * spare_s:
             if request.num_steps is None:
-                return self.deadline_error(request, self._soonest_s(request, ahead_s, share))
+                soonest_s = self._soonest_s(request, ahead_s, share, now_s)
+                return self.deadline_error(request, soonest_s)
             return OverloadedError(
                 f"queue: {ahead_s * 1e3:.1f} ms of work are promised to others; send fewer or "
                 "slower, or leave num_steps to the server"
@@ -229,9 +233,10 @@ class Admission:
             return None
         return OverloadedError("queue: others would be late that are due later; send fewer")
 
-    def _soonest_s(self, request: EngineRequest, ahead_s: float, share: float) -> float:
+    def _soonest_s(
+        self, request: EngineRequest, ahead_s: float, share: float, now_s: float
+    ) -> float:
         """A deadline that it could have; the later, the more is due before it."""
-        now_s = self._clock()
         while True:
             due_s = now_s + ahead_s / share + self._service_s(request)
             before_s = max(0.0, self._backlog.begin_s(due_s) - now_s)
@@ -239,11 +244,11 @@ class Admission:
                 return due_s
             ahead_s = before_s
 
-    def _better_served(self, request: EngineRequest) -> EngineRequest | None:
+    def _better_served(self, request: EngineRequest, now_s: float) -> EngineRequest | None:
         """Of the requests that have just been admitted, the one of the best served session."""
         if request.best_effort:
             return None
-        since_s = self._clock() - _CHANGE_OF_MIND_S
+        since_s = now_s - _CHANGE_OF_MIND_S
         least = self._shares.of(request.key[0]) + _BETTER_SERVED
         best = None
         for other in reversed(self._waiting.values()):
@@ -270,14 +275,10 @@ class Admission:
         """Its share of full calls."""
         return self._fewest(request) * request.network_rows * self._price.row_s
 
-    def _spare_s(self, request: EngineRequest) -> float:
-        """Of its time, what would be left if it began at once."""
-        return request.deadline_s - self._clock() - self._service_s(request)
-
-    def _calm_spare_s(self, request: EngineRequest) -> float:
-        """The same at the very best."""
+    def _calm_spare_s(self, request: EngineRequest, now_s: float) -> float:
+        """Of its time, what would be left if it began at once, at the very best."""
         calm_s = self._cost.calm_s(self._fewest(request), request.network_rows)
-        return request.deadline_s - self._clock() - calm_s
+        return request.deadline_s - now_s - calm_s
 
     def _promise(self, request: EngineRequest) -> None:
         self._backlog.add(request.deadline_s, self._work_s(request))

@@ -38,7 +38,7 @@ _FINISH_S, _REFUSE_S, _DRAIN_LINGER_MS = 0.4, 0.2, 100
 still comes is refused, and so long replies may take to whoever does not read them."""
 _QUIET_MS = 10
 """When no message has come for so long, none is on its way within this machine."""
-_SENT_TOGETHER = 8
+_SENT_TOGETHER = 16
 """A message that is sent alone wakes ZeroMQ's thread, which takes several times as long as the rest
 of sending it; but while more messages are put together, those that are ready wait."""
 
