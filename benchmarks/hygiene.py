@@ -2,8 +2,8 @@
 
 One robot asks several servers in turn, in short blocks of one run, so that whatever else the
 machine does happens to all. Beside it somebody comes with new words again and again, which have to
-be encoded by the thread next to the loop. All of that once on a machine that is idle otherwise, and
-once beside programs that keep all its cores busy.
+be encoded by the thread next to the loop. All of that first on a machine that is idle otherwise,
+then beside two programs that do nothing but compute.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ import tyro
 from policy_server import server
 from policy_server.server import ServerConfig, serve
 
-Change = Literal["none", "no_priority", "no_freeze", "switching", "one_thread", "pinned", "locked"]
+Change = Literal["none", "no_priority", "no_freeze", "switching", "threads", "pinned", "locked"]
 _MCL_CURRENT, _MCL_FUTURE = 1, 2
 
 
@@ -32,9 +32,9 @@ class HygieneServerConfig(ServerConfig):
 
     Attributes:
         change: no_priority: nice stays 0; no_freeze: the garbage collector sees everything;
-            switching: Python's threads take turns every 0.5 ms instead of 5; one_thread: torch,
-            which encodes instructions, has one thread instead of one a core; pinned: to the last
-            core that may be used; locked: all memory is touched and stays.
+            switching: Python's threads take turns every 0.5 ms instead of 5; threads: torch, which
+            encodes instructions, has one thread a core; pinned: to the last core that may be used;
+            locked: all memory is touched and stays.
     """
 
     change: Change = "none"
@@ -60,8 +60,8 @@ def apply(change: Change) -> None:
             _leave_out(gc, "freeze")
         case "switching":
             sys.setswitchinterval(0.0005)
-        case "one_thread":
-            torch.set_num_threads(1)
+        case "threads":
+            _leave_out(torch, "set_num_threads")
         case "pinned":
             os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
         case "locked":

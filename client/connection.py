@@ -42,7 +42,6 @@ class Connection:
         self._owns_context = context is None
         self._context = context or zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
-        self._wait_ms = -1  # ZeroMQ's own: for ever
         for option, value in (
             (zmq.LINGER, 0),
             (zmq.SNDHWM, HIGH_WATER_MARK),
@@ -79,31 +78,21 @@ class Connection:
             for frame in frames[:-1]:
                 self._socket.send(frame, _MORE)
             self._socket.send(frames[-1], _NOW)
-        except zmq.Again:  # at the first of them: a message goes out whole or not at all
+        except zmq.Again:
             return False
         return True
 
     def receive(self, wait_ms: int = 0) -> list[bytes] | None:
         """The next message, if one is there or comes within so long, or None."""
-        if self._is(_READABLE):
-            return self._socket.recv_multipart(_NOW)
-        if wait_ms <= 0:
-            return None
-        if wait_ms != self._wait_ms:
-            self._wait_ms = wait_ms
-            self._socket.setsockopt(zmq.RCVTIMEO, wait_ms)
-        try:
-            return self._socket.recv_multipart()
-        except zmq.Again:
-            return None
+        return self._socket.recv_multipart(_NOW) if self._is(_READABLE, wait_ms) else None
 
     def wait_connected(self, at_most_ms: int) -> bool:
         """Whether there is a server to send to, within so long."""
-        return self._is(_WRITABLE) or bool(self._socket.poll(max(0, at_most_ms), zmq.POLLOUT))
+        return self._is(_WRITABLE, at_most_ms)
 
-    def _is(self, state: int) -> bool:
-        """At this moment; a fraction of what a poll takes, or an exception."""
-        return bool(zmq.zmq_poll([(self._socket, state)], 0))
+    def _is(self, state: int, within_ms: int) -> bool:
+        """Takes a fraction of the socket's own poll, and is no longer for signals that come."""
+        return bool(zmq.zmq_poll([(self._socket, state)], max(0, within_ms)))
 
     def close(self) -> None:
         """At once; what is still to be sent is dropped."""

@@ -74,11 +74,11 @@ _ARRAY_FIELDS = {ActRequest: "observation", ActionChunk: "actions"}
 _FIELDS = {
     cls: (
         frozenset(field.name for field in fields(cls)),
-        frozenset(field.name for field in fields(cls) if field.default is MISSING),
+        {field.name: field.default for field in fields(cls) if field.default is not MISSING},
     )
     for cls in (*_CLASSES.values(), Timing, SamplingDefaults, Metadata)
 }
-"""Names of a class's fields: all of them, and those that have no default."""
+"""Names of a class's fields, and the defaults of those that have one."""
 _WIRE_DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ALLOWED_DTYPES}
 
 Frame = bytes | memoryview
@@ -304,24 +304,18 @@ def _build(cls: type[T], where: str, values: object) -> T:
     if not isinstance(values, dict):
         msg = f"{where}: expected a map, got {shown(values)}"
         raise ValueError(msg)
-    known, needed = _FIELDS[cls]
-    if values.keys() == known:
-        return _made(cls, values)
+    known, defaults = _FIELDS[cls]
     if not values.keys() <= known:
         unknown = [key for key in values if key not in known]
         msg = f"{where}: unknown {shown(unknown)}, expected {sorted(known)}"
         raise ValueError(msg)
-    if not needed <= values.keys():
-        missing = sorted(needed - values.keys())
-        msg = f"{where}: missing {missing}"
+    whole = {**defaults, **values}
+    if len(whole) < len(known):
+        msg = f"{where}: missing {sorted(known - whole.keys())}"
         raise ValueError(msg)
-    return cls(**values)
-
-
-def _made(cls: type[T], values: Mapping[str, Any]) -> T:
-    """What the constructor would make of all fields, which sets each of them by a call."""
+    # as the constructor does it, but that sets each field of a frozen class by a call
     instance = object.__new__(cls)
-    vars(instance).update(values)
+    vars(instance).update(whole)
     instance.__post_init__()  # type: ignore[attr-defined]
     return instance
 

@@ -85,7 +85,6 @@ class Reactor:
             self._socket.setsockopt(option, value)
         self._polled = [(self._socket, int(zmq.POLLIN))]
         self._in_too_long = False
-        self._wait_ms = -1  # ZeroMQ's own: for ever
         self._connections = Connections(
             self._context,
             self._socket,
@@ -188,11 +187,12 @@ class Reactor:
         """Take in what has arrived, then make at most one network call."""
         if self.metrics is not None:
             self.metrics.turned()
-        frame = self._await_frame(wait_ms)
+        readable = self._readable(wait_ms)
+        self._drained = self._drained or not readable
         if self._drained:
             self._unread.drained(time.monotonic())
-        if frame is not None:
-            self._receive(service, frame)
+        if readable:
+            self._receive(service)
         check_s = self._checked_s + _CHECK_CONNECTIONS_S
         if self._connections.crowded or time.monotonic() > check_s:
             self._checked_s = time.monotonic()
@@ -202,31 +202,16 @@ class Reactor:
         service.advance()
         self._flush()
 
-    def _await_frame(self, wait_ms: int) -> zmq.Frame | None:
-        """The first frame of a message, if there is one within so long.
+    def _readable(self, wait_ms: int = 0) -> bool:
+        """Whether a message is there, within so long; cheaper than the socket's own poll."""
+        return bool(zmq.zmq_poll(self._polled, wait_ms))
 
-        A receiver that waits is woken once, a poll and then a receiver one after the other.
-        """
-        if not wait_ms:
-            return self._socket.recv(_NOW, copy=False) if self._readable() else None
-        if wait_ms != self._wait_ms:
-            self._wait_ms = wait_ms
-            self._socket.setsockopt(zmq.RCVTIMEO, wait_ms)
-        try:
-            return self._socket.recv(copy=False)
-        except zmq.Again:
-            return None
-
-    def _readable(self) -> bool:
-        """Whether a message is there; cheaper than the socket's own poll."""
-        return bool(zmq.zmq_poll(self._polled, 0))
-
-    def _receive(self, service: Service, frame: zmq.Frame) -> None:
-        """Take in messages, the first of which begins with `frame`."""
+    def _receive(self, service: Service) -> None:
+        """Take in messages, of which there is one."""
         begun_s = time.monotonic()
         until_s = begun_s + _RECEIVE_S
         self._connections.update(begun_s)
-        self._take_in(service, frame)
+        self._take_in(service, self._socket.recv(_NOW, copy=False))
         more = self._readable()
         while more and time.monotonic() < until_s:
             try:  # of many, one exception at their end costs less than asking before each

@@ -16,6 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, cast
 
+import torch
+
 from client import wire
 from client.messages import Metadata, SamplingDefaults
 from models import checkpoint
@@ -62,8 +64,8 @@ class ServerConfig:
             clients whose key is in its clients/ may connect.
         unencrypted: let anybody on the network connect and read along.
         backend: what runs the network; auto measures both and takes the faster.
-        num_threads: of one network call. More than one pays only for large networks, and takes
-            cores from whatever else runs here.
+        num_threads: of one network call, and of encoding instructions. More than one pays only for
+            large networks, and takes cores from whatever else runs here.
         max_in_flight: requests inside at one time; more are refused at once.
         max_in_flight_per_client: the same for those of one connection; more than a few are of use
             only where many robots share one.
@@ -222,6 +224,7 @@ def serve(config: ServerConfig, make_engine: EngineFactory = Engine) -> None:
     limits = wire.WireLimits.of_requests(checkpoint.read_manifest(config.checkpoint).spec)
     reserve_descriptors(config.max_clients)
     set_nice(config.nice)  # before any thread is started
+    torch.set_num_threads(config.num_threads)  # the cache bounds what one thread takes to encode
     stopped: list[int] = []
     hung_up: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):

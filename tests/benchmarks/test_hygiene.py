@@ -37,7 +37,7 @@ import torch
 from benchmarks.hygiene_server import apply, server
 apply("no_freeze"); gc.collect(); gc.freeze(); assert gc.get_freeze_count() == 0
 apply("switching"); assert sys.getswitchinterval() == 0.0005
-assert torch.get_num_threads() == 2; apply("one_thread"); assert torch.get_num_threads() == 1
+apply("threads"); torch.set_num_threads(1); assert torch.get_num_threads() == 2
 before = os.nice(0); apply("no_priority"); server.set_nice(19); assert os.nice(0) == before
 apply("pinned"); assert len(os.sched_getaffinity(0)) == 1
 """

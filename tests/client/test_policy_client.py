@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -265,6 +266,23 @@ def test_no_server_raises_within_the_timeout(connect: Callable[..., PolicyClient
         with pytest.raises(ConnectionLostError, match=r"127\.0\.0\.1:1"):
             ask(timeout_s=0.05)
         assert 0.04 < time.monotonic() - began_s < 2.0
+
+
+@pytest.mark.realtime
+def test_signals_do_not_make_it_wait_for_longer(connect: Callable[..., PolicyClient]) -> None:
+    """A wait that begins anew after each of them would never end."""
+    client = connect("tcp://127.0.0.1:1")
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, 0.03, 0.03)
+    try:
+        begun_s = time.monotonic()
+        assert client.poll(0.1) == []
+        with pytest.raises(ConnectionLostError):
+            client.ping(timeout_s=0.1)
+        assert time.monotonic() - begun_s < 2.0
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_silent_server_raises_within_the_timeout(

@@ -22,8 +22,10 @@ class Broken:
 
     def __init__(self, reactor, on_request):
         self.reactor, self.on_request = reactor, on_request
+        self.unread_s = []
 
     def handle(self, address, request, arrived_s, unread_s=0.0):
+        self.unread_s.append(unread_s)
         self.reactor.send(address, self.on_request(request))
 
     def collect_instructions(self):
@@ -69,11 +71,13 @@ def exchange(reactor):
     threads = []
 
     def run(service, messages, replies):
-        socket.connect(reactor.bind("tcp://127.0.0.1:*"))
+        if not threads:
+            socket.connect(reactor.bind("tcp://127.0.0.1:*"))
         for message in messages:
             socket.send_multipart(message)
-        threads.append(threading.Thread(target=reactor.serve, args=(service, stop.is_set)))
-        threads[0].start()
+        if not threads:
+            threads.append(threading.Thread(target=reactor.serve, args=(service, stop.is_set)))
+            threads[0].start()
         headers = []
         for _ in range(replies):
             assert socket.poll(5000)
@@ -129,3 +133,17 @@ def test_a_flood_does_not_keep_the_model_from_running(reactor, exchange):
     replies = exchange(service, [wire.encode(PingRequest(i)) for i in range(30)], 30)
     assert [reply["request_id"] for reply in replies] == list(range(30))
     assert max(service.between_calls) <= 2
+
+
+def test_a_message_that_comes_after_a_slow_burst_has_not_been_waiting(reactor, exchange):
+    """The loop stops to take in messages because of the time, with nothing left to be read."""
+
+    def slowly(request):
+        time.sleep(1.5 * _RECEIVE_S)
+        return Pong(request.request_id)
+
+    service = Broken(reactor, slowly)
+    exchange(service, [wire.encode(PingRequest(n)) for n in (1, 2)], 2)
+    time.sleep(0.3)
+    exchange(service, [wire.encode(PingRequest(3))], 1)
+    assert service.unread_s[2] < 0.15
