@@ -53,14 +53,17 @@ class SamplingLoops:
 
     @torch.inference_mode()
     def lesson(self, num_steps: int, *, guided: bool) -> Tensor:
-        """Two calls a step and (1 + w)·cond − w·uncond if guided, else one; DDIM with eta = 0."""
-        x, alpha_bar, w = torch.randn(self._shape), self._alpha_bar, _GUIDANCE_SCALE
+        """Two calls a step, whatever w is, and (1 + w)·cond − w·uncond; DDIM with eta = 0.
+
+        So is the lesson's code: without guidance one of the two is for nothing.
+        """
+        x, alpha_bar, w = torch.randn(self._shape), self._alpha_bar, _GUIDANCE_SCALE * guided
         timesteps = torch.linspace(len(alpha_bar) - 1, 0, num_steps + 1, dtype=torch.long)
         for t, t_prev in pairwise(timesteps):
             t_batch = torch.full((len(x),), int(t), dtype=torch.long)
-            eps = self._model(x, t_batch, drop=False)
-            if guided:
-                eps = (1 + w) * eps - w * self._model(x, t_batch, drop=True)
+            eps_cond = self._model(x, t_batch, drop=False)
+            eps_uncond = self._model(x, t_batch, drop=True)
+            eps = (1 + w) * eps_cond - w * eps_uncond
             ab_t, ab_prev = alpha_bar[t], alpha_bar[t_prev]
             x0 = (x - torch.sqrt(1 - ab_t) * eps) / torch.sqrt(ab_t)
             x = torch.sqrt(ab_prev) * x0 + torch.sqrt(1 - ab_prev) * eps

@@ -72,8 +72,8 @@ def test_rates_are_those_of_a_computer():
     assert 1e8 < bandwidth.bytes_per_s < 1e13
 
 
-@pytest.mark.parametrize(("guided", "calls"), [(False, 1), (True, 2)])
-def test_the_lesson_calls_the_network_for_each_branch_and_diffusers_for_both(guided, calls):
+@pytest.mark.parametrize(("guided", "branches"), [(False, 1), (True, 2)])
+def test_the_lesson_always_calls_twice_and_diffusers_once_for_what_it_needs(guided, branches):
     counts = Counter()
 
     class Counting(torch.nn.Module):
@@ -90,10 +90,10 @@ def test_the_lesson_calls_the_network_for_each_branch_and_diffusers_for_both(gui
 
     loops = SamplingLoops(Counting(), SMALL, torch.linspace(0.999, 0.001, 1000), robots=3)
     loops.lesson(5, guided=guided)
-    assert counts == {("timesteps", 3): 5 * calls, ("rows", 3): 5 * calls}
+    assert counts == {("timesteps", 3): 5 * 2, ("rows", 3): 5 * 2}
     counts.clear()
     chunk = loops.diffusers(5, guided=guided)
-    assert counts == {("timesteps", 3 * calls): 5, ("rows", 3 * calls): 5}
+    assert counts == {("timesteps", 3 * branches): 5, ("rows", 3 * branches): 5}
     # conditional 0, unconditional 1: with w = 1 that is 2·0 − 1, the clean sample of the last step
     assert torch.equal(chunk, torch.full_like(chunk, -1.0 if guided else 0.0))
 
