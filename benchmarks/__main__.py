@@ -19,6 +19,7 @@ from benchmarks import (
     hog,
     hostile,
     hygiene,
+    interval,
     load,
     logsnr,
     networks,
@@ -39,6 +40,7 @@ from benchmarks.guidance import GuidanceConfig
 from benchmarks.hog import HogConfig
 from benchmarks.hostile import HostileConfig
 from benchmarks.hygiene import HygieneConfig
+from benchmarks.interval import IntervalConfig
 from benchmarks.load import LoadConfig
 from benchmarks.logsnr import LogsnrConfig
 from benchmarks.networks import NetworksConfig
@@ -61,6 +63,7 @@ _MAIN: dict[type[Any], Callable[[Any], None]] = {
     HogConfig: hog.main,
     HostileConfig: hostile.main,
     HygieneConfig: hygiene.main,
+    IntervalConfig: interval.main,
     LoadConfig: load.main,
     LogsnrConfig: logsnr.main,
     NetworksConfig: networks.main,
@@ -107,6 +110,10 @@ def main() -> None:
         | Annotated[
             HygieneConfig,
             subcommand("hygiene", description="Whether the server's real-time measures help."),
+        ]
+        | Annotated[
+            IntervalConfig,
+            subcommand("interval", description="Guidance at some noise levels only."),
         ]
         | Annotated[
             LoadConfig,

@@ -17,6 +17,7 @@ import numpy as np
 import tyro
 
 from client.errors import CancelledError, OverloadedError, ServerFaultError
+from models.guidance import scale_at
 from models.samplers import draw_noise
 from policy_server.backends.protocol import Backend
 from policy_server.cost_model import CostModel
@@ -148,11 +149,16 @@ class FifoEngine(_Queue):
         x_t, x0_prev, noise = buffers.x_t[0], buffers.x0_prev[0], buffers.noise[0]
         x_t[:] = draw_noise(request.seed, last, x_t.shape)
         x0_prev[:] = 0
-        guidance_scale = np.array([request.guidance_scale], np.float32)
-        network_rows = buffers.lay_out(guidance_scale, np.zeros(1, np.int64))
         encoded_s = self._clock()
         timesteps = tuple(plan.timesteps.tolist())
-        for timestep, coefficients in zip(timesteps, plan.coefficients, strict=True):
+        scales = scale_at(request.guidance_scale, plan.acts)
+        nfe = 0
+        for i, (timestep, coefficients) in enumerate(
+            zip(timesteps, plan.coefficients, strict=True)
+        ):
+            if not i or scales[i] != scales[i - 1]:
+                network_rows = buffers.lay_out(scales[i : i + 1], np.zeros(1, np.int64))
+            nfe += network_rows
             buffers.timesteps[0] = timestep
             buffers.coefficients[0] = coefficients
             if coefficients[3] != 0:
@@ -169,7 +175,7 @@ class FifoEngine(_Queue):
             request=request,
             actions=actions,
             timesteps=timesteps,
-            nfe=len(timesteps) * network_rows,
+            nfe=nfe,
             rows_per_call=1.0,
             finished_s=self._clock(),
             queue_s=begun_s - request.arrived_s,

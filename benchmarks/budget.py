@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -32,7 +32,7 @@ from benchmarks.step_cost import StepCost, fit_step_cost, latency_quantile, samp
 from client import PolicyClient
 from client.sims.simulation import robot_names
 from models import checkpoint
-from models.guidance import network_rows
+from models.checkpoint import Manifest
 from models.mixtures import QUADRANTS, Mixture
 from models.sampling import Sampling
 
@@ -142,6 +142,13 @@ def predict(cost: StepCost, budget_s: float, most: int) -> dict[str, Any]:
     }
 
 
+def sampling_of(row: Mapping[str, Any], num_steps: int, manifest: Manifest) -> Sampling:
+    """How the answers of a row with so many steps are sampled."""
+    how = {name: row[name] for name in ("sampler", "grid", "eta", "guidance_scale")}
+    where = manifest.defaults.guidance_interval
+    return Sampling(num_steps=num_steps, guidance_interval=where, **how)
+
+
 def verify(
     address: str, asked: Asked, questions: Sequence[Question], rate_hz: float, config: BudgetConfig
 ) -> tuple[dict[str, Any], list[float]]:
@@ -158,7 +165,6 @@ def verify(
         )
     measured = {
         "num_steps": asked.num_steps,
-        "nfe": asked.num_steps * network_rows(asked.guidance_scale),
         "fits": found.miss_rate <= config.miss_rate,
         "due_requests": found.due_requests,
         "late": found.late,
@@ -269,6 +275,7 @@ def measure_backend(
                 asked = Asked(steps, w)
                 found, seconds = verify(server.address, asked, questions, rate_hz, config)
                 samples.append((named(asked, rate_hz), seconds))
+                found["nfe"] = sampling_of(plan, steps, manifest).nfe(manifest.diffusion.alpha_bar)
                 limit = plan["limited_by"] if steps == plan["predicted_steps"] else "budget"
                 rows.append({**plan, **found, **_NO_QUALITY, "limited_by": limit})
                 if found["fits"] or steps == 1:
@@ -295,8 +302,7 @@ def run(config: BudgetConfig, console: Console) -> tuple[list[dict[str, Any]], S
         latency.write_samples(config.out / "budget_samples.csv", samples)
     for row in tqdm(last_attempts(rows), desc="quality", file=sys.stderr):
         if row["fits"]:
-            how = [row[name] for name in ("sampler", "grid", "eta", "guidance_scale")]
-            row.update(quality.of(Sampling(row["num_steps"], *how)))
+            row.update(quality.of(sampling_of(row, row["num_steps"], manifest)))
             results.write_results(config.out, "budget", vars(config), rows)
     return rows, samples
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.statistics import bootstrap_interval
 from models.grids import GridName
-from models.guidance import network_rows
+from models.guidance import Interval, network_rows
 from models.samplers import SamplerName
 from models.sampling import Sampling
 
@@ -58,8 +59,12 @@ class Cell:
         """What each episode is judged by: its score if it has one, else 1 for success."""
         return list(self.scores) or [float(outcome == "asked") for outcome in self.outcomes]
 
-    def row(self) -> dict[str, Any]:
-        """For result files and the manifest."""
+    def row(self, alpha_bar: npt.NDArray[np.float64]) -> dict[str, Any]:
+        """For result files and the manifest.
+
+        Args:
+            alpha_bar: float64 [T], of the process.
+        """
         how = self.sampling
         scores: dict[str, Any] = {}
         if self.scores:
@@ -72,8 +77,9 @@ class Cell:
             "grid": how.grid,
             "eta": how.eta,
             "guidance_scale": how.guidance_scale,
+            "guidance_interval": how.guidance_interval,
             "num_steps": how.num_steps,
-            "nfe": how.nfe,
+            "nfe": how.nfe(alpha_bar),
             "phrasings": self.phrasings,
             "seed": self.seed,
             "episodes": len(self.outcomes),
@@ -156,6 +162,19 @@ def choose_guidance(cells: Sequence[Cell]) -> float:
     merits: dict[float, list[float]] = {}
     for cell in sorted(cells, key=lambda cell: network_rows(cell.sampling.guidance_scale)):
         merits.setdefault(cell.sampling.guidance_scale, []).extend(cell.merits)
+    return first_unless_better(merits)
+
+
+def choose_interval(cells: Sequence[Cell], alpha_bar: npt.NDArray[np.float64]) -> Interval:
+    """Where w acts: with the fewest network rows, unless another is better by more than chance.
+
+    Args:
+        cells: the same lists of episodes for every interval.
+        alpha_bar: float64 [T], of the process.
+    """
+    merits: dict[Interval, list[float]] = {}
+    for cell in sorted(cells, key=lambda cell: cell.sampling.nfe(alpha_bar)):
+        merits.setdefault(cell.sampling.guidance_interval, []).extend(cell.merits)
     return first_unless_better(merits)
 
 

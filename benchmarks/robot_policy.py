@@ -63,6 +63,7 @@ class RobotPolicy:
             defaults.grid,
             defaults.eta,
             defaults.guidance_scale if guidance_scale is None else guidance_scale,
+            defaults.guidance_interval,
         )
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:

@@ -21,6 +21,7 @@ from benchmarks.policy_choice import PolicyChoice
 from benchmarks.robot_policy import RobotPolicy
 from benchmarks.scores import success_fields
 from models.mixtures import QUADRANTS, Mixture
+from models.policy import DiffusionConfig
 from models.sampling import Sampling
 from models.train_mixture import trained_network
 
@@ -100,10 +101,12 @@ def point_models(mixture_file: Path | None) -> list[PointModel]:
 
 def describe_points(model: PointModel, sampling: Sampling) -> dict[str, Any]:
     """How a row's points were made."""
-    return _describe("points", model.network, sampling)
+    return _describe("points", model.network, sampling, model.diffusion)
 
 
-def _describe(target: str, network: str, sampling: Sampling) -> dict[str, Any]:
+def _describe(
+    target: str, network: str, sampling: Sampling, diffusion: DiffusionConfig
+) -> dict[str, Any]:
     """How a row's samples were made."""
     return {
         "target": target,
@@ -112,9 +115,10 @@ def _describe(target: str, network: str, sampling: Sampling) -> dict[str, Any]:
         "sampler": sampling.sampler,
         "grid": sampling.grid,
         "num_steps": sampling.num_steps,
-        "nfe": sampling.nfe,
+        "nfe": sampling.nfe(diffusion.alpha_bar),
         "eta": sampling.eta,
         "guidance_scale": sampling.guidance_scale,
+        "guidance_interval": sampling.guidance_interval,
     }
 
 
@@ -123,7 +127,8 @@ def play_row(
 ) -> dict[str, Any]:
     """A row of episodes that are answered at once."""
     endings = policy.play(specs, sampling)
-    how = _describe(policy.robot.spec.task, policy.manifest.network.kind, sampling)
+    manifest = policy.manifest
+    how = _describe(policy.robot.spec.task, manifest.network.kind, sampling, manifest.diffusion)
     return how | success_fields(specs, endings)
 
 

@@ -1,9 +1,9 @@
 """How should a policy be sampled, and how often? Chosen on validation seeds, for the manifest.
 
-In stages, each with what the one before has chosen: w, then steps with every sampler and grid, then
-the time it takes on this machine. The first two are about quality and decide what is written; the
-last says whether it fits. What is measured is on disk after each row; the checkpoint stays as it
-was until all is done.
+In stages, each with what the one before has chosen: w, the noise levels at which it acts, then
+steps with every sampler and grid, then the time it takes on this machine. All but the last are
+about quality and decide what is written; the last says whether it fits. What is measured is on disk
+after each row; the checkpoint stays as it was until all is done.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from benchmarks import latency, results
-from benchmarks.choices import Cell, Choice, choose_guidance, choose_pair
+from benchmarks.choices import Cell, Choice, choose_guidance, choose_interval, choose_pair
 from benchmarks.episodes import make_specs
 from benchmarks.latency import Asked
 from benchmarks.policy_choice import PolicyChoice
@@ -41,7 +41,7 @@ from client.sims.simulation import SimulatedRobot
 from models import checkpoint
 from models.checkpoint import SERVED_GRIDS, SERVED_SAMPLERS, Manifest, SamplingDefaults
 from models.grids import GridName
-from models.guidance import network_rows
+from models.guidance import EVERYWHERE, Interval, check_interval, network_rows
 from models.samplers import SamplerName
 from models.sampling import Sampling
 
@@ -67,6 +67,8 @@ class TuneConfig(PolicyChoice):
         grid: spacings of the timesteps to try, the one to prefer first; dpmpp_2m is not tried with
             linspace, whose last steps are too long for it.
         guidance_scale: w to try, the one to prefer first; not −1, which ignores the words.
+        guidance_interval: pairs of noise levels, 0 (clean) .. 1, between which to try that w acts,
+            if a w is chosen that takes a second network row; elsewhere it is saved.
         episodes: per task, for every way of sampling the same.
         seed: of validation; 100 or more, which no report uses.
         phrasings: known, validation or a JSON file: what the policy is told while steps are chosen.
@@ -80,6 +82,7 @@ class TuneConfig(PolicyChoice):
     sampler: tuple[SamplerName, ...] = ("ddim", "dpmpp_2m")
     grid: tuple[GridName, ...] = ("trailing", "linspace", "logsnr")
     guidance_scale: tuple[float, ...] = (0.0, 0.5, 1.0, 3.0)
+    guidance_interval: tuple[tuple[float, float], ...] = (EVERYWHERE, (0.0, 0.9), (0.0, 0.5))
     episodes: int = 50
     seed: int = 100
     phrasings: str = "known"
@@ -90,7 +93,7 @@ class TuneConfig(PolicyChoice):
         if self.checkpoint is None and self.robot is None:
             raise ValueError("checkpoint: expected a folder, or --robot, got neither")
         super().__post_init__()
-        for name in ("num_steps", "sampler", "grid", "guidance_scale"):
+        for name in ("num_steps", "sampler", "grid", "guidance_scale", "guidance_interval"):
             if not getattr(self, name):
                 msg = f"{name}: expected at least one, got none"
                 raise ValueError(msg)
@@ -132,6 +135,8 @@ class TuneConfig(PolicyChoice):
             expected = "finite numbers but −1, which ignores the words"
             msg = f"guidance_scale: expected {expected}, got {rest[0]:g}"
             raise ValueError(msg)
+        for interval in self.guidance_interval:
+            check_interval("guidance_interval", interval)
 
     @property
     def pairs(self) -> list[tuple[SamplerName, GridName]]:
@@ -192,10 +197,16 @@ class _Player:
         self._phrasings = load_phrasings(config, robot)
         self._record = record
         self._policy = RobotPolicy(config.folder)
+        self.alpha_bar = self._policy.manifest.diffusion.alpha_bar
         cells = len(config.guidance_scale) * len(GUIDANCE_PHRASINGS)
         cells += len(config.num_steps) * len(config.pairs)
-        total = cells * config.episodes * len(robot.tasks)
+        self._episodes_a_cell = config.episodes * len(robot.tasks)
+        total = cells * self._episodes_a_cell
         self.bar = tqdm(total=total, desc="episodes", unit="episode", file=sys.stderr)
+
+    def expect(self, cells: int) -> None:
+        """So many more calls of `play` will come than it seemed at first."""
+        self.bar.total += cells * self._episodes_a_cell
 
     def play(self, stage: str, sampling: Sampling, phrasings: str, seed: int) -> Cell:
         """The same episodes for the same phrasings and seed, whatever the sampling."""
@@ -206,7 +217,7 @@ class _Player:
         outcomes = tuple(ending.outcome for ending in endings)
         right, wrong = right_and_wrong(specs, endings)
         cell = Cell(sampling, phrasings, seed, outcomes, tuple(right), tuple(wrong))
-        self._record.add({"stage": stage, **cell.row()})
+        self._record.add({"stage": stage, **cell.row(self.alpha_bar)})
         return cell
 
 
@@ -222,12 +233,33 @@ def play_guidance(config: TuneConfig, player: _Player) -> list[Cell]:
     ]
 
 
-def play_steps(config: TuneConfig, player: _Player, guidance_scale: float) -> list[Cell]:
-    """Stage 2: every count, sampler and grid."""
+def play_intervals(config: TuneConfig, player: _Player, guidance_scale: float) -> list[Cell]:
+    """Stage 2, where w takes a second row: every interval of noise levels, else as stage 1."""
+    if network_rows(guidance_scale) == 1:
+        return []
+    middle = sorted(config.num_steps)[len(config.num_steps) // 2]
+    cells = len(config.guidance_interval) * len(GUIDANCE_PHRASINGS)
+    player.expect(cells)
+    return [
+        player.play(
+            "interval",
+            Sampling(middle, *config.pairs[0], 0.0, guidance_scale, interval),
+            phrasings,
+            config.seed + number,
+        )
+        for interval in config.guidance_interval
+        for number, phrasings in enumerate(GUIDANCE_PHRASINGS)
+    ]
+
+
+def play_steps(
+    config: TuneConfig, player: _Player, guidance_scale: float, interval: Interval
+) -> list[Cell]:
+    """Stage 3: every count, sampler and grid."""
     return [
         player.play(
             "steps",
-            Sampling(count, sampler, grid, 0.0, guidance_scale),
+            Sampling(count, sampler, grid, 0.0, guidance_scale, interval),
             config.phrasings,
             config.seed,
         )
@@ -251,13 +283,14 @@ def tuned(manifest: Manifest, choice: Choice, steps: Sequence[Cell]) -> Manifest
             eta=0.0,
             grid=choice.grid,
             sampler=choice.sampler,
+            guidance_interval=mine[0].sampling.guidance_interval,
         ),
-        success_by_steps=tuple(cell.row() for cell in mine),
+        success_by_steps=tuple(cell.row(manifest.diffusion.alpha_bar) for cell in mine),
     )
 
 
 def measure_latency(config: TuneConfig, candidate: Manifest) -> list[dict[str, Any]]:
-    """Stage 3: how long answers take here as the candidate would have them, one row a count."""
+    """Stage 4: how long answers take here as the candidate would have them, one row a count."""
     defaults, useful = candidate.defaults, candidate.max_useful_steps
     larger = [min(factor * useful, candidate.diffusion.num_timesteps) for factor in LARGER]
     counts = sorted({candidate.min_steps, useful, *larger})
@@ -285,6 +318,12 @@ def measure_latency(config: TuneConfig, candidate: Manifest) -> list[dict[str, A
                 seed=config.seed,
                 progress=bar.update,
             )
+
+    def nfe(case: Asked) -> int:
+        how = (defaults.sampler, defaults.grid, defaults.eta, case.guidance_scale)
+        sampling = Sampling(case.num_steps, *how, defaults.guidance_interval)
+        return sampling.nfe(candidate.diffusion.alpha_bar)
+
     raw = [({"backend": backend, **vars(case)}, found.answers[case]) for case in cases]
     latency.write_samples(config.out / "tune_samples.csv", raw)
     return [
@@ -294,7 +333,8 @@ def measure_latency(config: TuneConfig, candidate: Manifest) -> list[dict[str, A
             "eta": defaults.eta,
             "guidance_scale": defaults.guidance_scale,
             "num_steps": case.num_steps,
-            "nfe": case.num_steps * network_rows(case.guidance_scale),
+            "guidance_interval": defaults.guidance_interval,
+            "nfe": nfe(case),
             "backend": backend,
             "budget_s": config.budget_ms / 1e3,
             "samples": len(found.answers[case]),
@@ -333,7 +373,9 @@ def run(config: TuneConfig, console: Console) -> list[dict[str, Any]]:
     player = _Player(config, robot, record)
     with player.bar:
         w = choose_guidance(play_guidance(config, player))
-        steps = play_steps(config, player, w)
+        tried = play_intervals(config, player, w)
+        interval = choose_interval(tried, player.alpha_bar) if tried else EVERYWHERE
+        steps = play_steps(config, player, w, interval)
     choice = choose_pair(steps)
     candidate = tuned(manifest, choice, steps)
     few_and_many = {"min_steps": choice.min_steps, "max_useful_steps": choice.max_useful_steps}

@@ -95,27 +95,32 @@ def recommend(rows: Rows, miss_rate: float) -> str:
 def tables_of(rows: Rows) -> list[Table]:
     """One a stage: w, steps by sampler and grid, latency; with marks at what was chosen."""
     (chosen,) = _stage(rows, "chosen")
+    tried = _stage(rows, "interval")
     return [
-        _guidance_table(_stage(rows, "guidance"), chosen),
+        _guidance_table(_stage(rows, "guidance"), chosen, "guidance_scale", "w"),
+        *([_guidance_table(tried, chosen, "guidance_interval", "noise levels")] if tried else []),
         _steps_table(_stage(rows, "steps"), chosen),
         _latency_table(_stage(rows, "latency"), chosen),
     ]
 
 
-def _guidance_table(rows: Rows, chosen: dict[str, Any]) -> Table:
+def _guidance_table(rows: Rows, chosen: dict[str, Any], field: str, heading: str) -> Table:
     steps = rows[0]["num_steps"]
-    judged = _judged_by(rows)
-    table = Table(title=f"{judged} by guidance scale, {steps} steps, the same episodes for all")
+    by = field.replace("_", " ")
+    title = f"{_judged_by(rows)} by {by}, {steps} steps, the same episodes for all"
+    table = Table(title=title)
     lists = list(dict.fromkeys(row["phrasings"] for row in rows))
-    for name in ("w", *(f"{one} phrasings" for one in lists), "episodes each", ""):
+    for name in (heading, *(f"{one} phrasings" for one in lists), "episodes each", ""):
         table.add_column(name, justify="right")
-    for w in dict.fromkeys(row["guidance_scale"] for row in rows):
-        mine = {row["phrasings"]: row for row in rows if row["guidance_scale"] == w}
+    tried = [row[field] for row in rows]
+    for value in [one for i, one in enumerate(tried) if one not in tried[:i]]:
+        mine = {row["phrasings"]: row for row in rows if row[field] == value}
+        shown = f"{value:g}" if field == "guidance_scale" else f"{value[0]:g} .. {value[1]:g}"
         table.add_row(
-            f"{w:g}",
+            shown,
             *(f"{_merit(mine[one]):.1f}%" for one in lists),
             str(mine[lists[0]]["episodes"]),
-            "chosen" if w == chosen["guidance_scale"] else "",
+            "chosen" if value == chosen[field] else "",
         )
     return table
 

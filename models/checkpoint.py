@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from client.specs import PolicySpec
 from models.grids import GridName
+from models.guidance import EVERYWHERE, Interval, check_interval
 from models.networks.config import NetworkConfig
 from models.networks.kinds import config_from_json, config_to_json
 from models.policy import DiffusionConfig, DiffusionPolicy
@@ -55,12 +56,14 @@ class SamplingDefaults:
         eta: 0 deterministic .. 1 ancestral.
         grid: spacing of the timesteps; its first timestep must not depend on the step count.
         sampler: name of the update rule.
+        guidance_interval: noise levels at which the guidance scale acts, a request's own one, too.
     """
 
     guidance_scale: float = 0.0
     eta: float = 0.0
     grid: GridName = "trailing"
     sampler: SamplerName = "ddim"
+    guidance_interval: Interval = EVERYWHERE
 
     def __post_init__(self) -> None:
         """Refuse what the server cannot do, or should not."""
@@ -85,6 +88,8 @@ class SamplingDefaults:
         if not math.isfinite(self.guidance_scale):
             msg = f"defaults.guidance_scale: expected a finite number, got {self.guidance_scale}"
             raise ValueError(msg)
+        object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))  # JSON: a list
+        check_interval("defaults.guidance_interval", self.guidance_interval)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Which network rows a guided request needs; the guidance formula itself is in `guided_step`.
 
 w is the guidance scale of Ho & Salimans: 0 is conditional, −1 unconditional, and both need one
-network row; every other w needs a conditional and an unconditional row.
+network row; every other w needs a conditional and an unconditional row, at those noise levels at
+which it acts.
 """
 
 from __future__ import annotations
@@ -63,8 +64,40 @@ class BranchRows:
         return total
 
 
+Interval = tuple[float, float]
+"""Lowest and highest noise level, 0 (clean) .. 1 (nothing but noise)."""
+EVERYWHERE: Interval = (0.0, 1.0)
+
+
+def check_interval(field: str, interval: Interval) -> None:
+    """Refuse what is no interval of noise levels.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    if not (len(interval) == 2 and 0 <= interval[0] < interval[1] <= 1):
+        msg = f"{field}: expected noise levels 0 <= low < high <= 1, got {interval}"
+        raise ValueError(msg)
+
+
+def acts_at(interval: Interval, alpha_bar: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Whether guidance acts on samples with this alpha_bar (Kynkäänniemi et al. 2024).
+
+    The noise level of x_t is the standard deviation of the noise in it, sqrt(1 − alpha_bar). Beyond
+    the interval the conditional branch alone is evaluated, as for w = 0 (arXiv:2404.07724, eq. 5).
+    """
+    level = np.sqrt(1 - alpha_bar)
+    acts: npt.NDArray[np.bool_] = (interval[0] <= level) & (level <= interval[1])
+    return acts
+
+
+def scale_at(w: float, acts: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    """The w of each step: 0 where guidance does not act; −1 stays, as it needs one row anyhow."""
+    return np.full(len(acts), w, np.float32) if w == -1 else np.multiply(acts, np.float32(w))
+
+
 def network_rows(guidance_scale: float) -> int:
-    """Network rows of one step of one request: 1 for w = 0 and w = −1, otherwise 2."""
+    """Network rows of a step in which w acts: 1 for w = 0 and w = −1, otherwise 2."""
     return 1 if guidance_scale in (0.0, -1.0) else 2
 
 

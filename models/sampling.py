@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 
 from models.grids import GridName, make_timesteps
-from models.guidance import branch_rows, network_rows
+from models.guidance import (
+    EVERYWHERE,
+    Interval,
+    acts_at,
+    branch_rows,
+    check_interval,
+    network_rows,
+    scale_at,
+)
 from models.policy import DiffusionPolicy
 from models.samplers import SamplerName, draw_noise, sampler_coefficients
 
@@ -33,6 +41,7 @@ class Sampling:
         grid: spacing of the timesteps.
         eta: of DDIM, 0 deterministic .. 1 ancestral.
         guidance_scale: w.
+        guidance_interval: noise levels at which w acts; elsewhere it is 0.
     """
 
     num_steps: int
@@ -40,11 +49,21 @@ class Sampling:
     grid: GridName = "trailing"
     eta: float = 0.0
     guidance_scale: float = 0.0
+    guidance_interval: Interval = EVERYWHERE
 
-    @property
-    def nfe(self) -> int:
-        """Network rows evaluated for one sample."""
-        return self.num_steps * network_rows(self.guidance_scale)
+    def __post_init__(self) -> None:
+        """Check the interval."""
+        check_interval("guidance_interval", self.guidance_interval)
+
+    def nfe(self, alpha_bar: npt.NDArray[np.float64]) -> int:
+        """Network rows evaluated for one sample.
+
+        Args:
+            alpha_bar: float64 [T], of the process.
+        """
+        timesteps = make_timesteps(self.grid, self.num_steps, alpha_bar)
+        acts = acts_at(self.guidance_interval, alpha_bar[timesteps])
+        return len(timesteps) + (network_rows(self.guidance_scale) - 1) * int(acts.sum())
 
 
 def denoise(
@@ -72,32 +91,39 @@ def denoise(
     x_t = torch.from_numpy(draw(len(alpha_bar)))
     x0_prev = no_noise = torch.zeros_like(x_t)
     rows = len(x_t)
-    w = np.full(rows, sampling.guidance_scale, np.float32)
+    if timesteps is None:
+        timesteps = make_timesteps(sampling.grid, sampling.num_steps, alpha_bar)
+    coefficients = sampler_coefficients(sampling.sampler, alpha_bar, timesteps, sampling.eta)
+    acts = acts_at(sampling.guidance_interval, alpha_bar[timesteps])
+    scale = scale_at(sampling.guidance_scale, acts).tolist()
+    guidance = {w: _guidance(w, rows) for w in set(scale)}
+    for t, abcd, w in zip(timesteps, coefficients, scale, strict=True):
+        x_t, x0_prev = step(
+            x_t,
+            x0_prev,
+            torch.full((rows,), int(t)),
+            conditions,
+            *guidance[w],
+            torch.from_numpy(abcd).float().expand(rows, 4),
+            torch.from_numpy(draw(int(t))) if abcd[3] != 0 else no_noise,
+        )
+    return x_t
+
+
+def _guidance(guidance_scale: float, rows: int) -> list[Tensor]:
+    """Index inputs and w of a step for so many rows."""
+    w = np.full(rows, guidance_scale, np.float32)
     branches = branch_rows(w, np.arange(rows))
-    indices = [
+    return [
         torch.from_numpy(array)
         for array in (
             branches.request_of,
             branches.condition_of,
             branches.cond_row,
             branches.uncond_row,
+            w,
         )
     ]
-    if timesteps is None:
-        timesteps = make_timesteps(sampling.grid, sampling.num_steps, alpha_bar)
-    coefficients = sampler_coefficients(sampling.sampler, alpha_bar, timesteps, sampling.eta)
-    for t, abcd in zip(timesteps, coefficients, strict=True):
-        x_t, x0_prev = step(
-            x_t,
-            x0_prev,
-            torch.full((rows,), int(t)),
-            conditions,
-            *indices,
-            torch.from_numpy(w),
-            torch.from_numpy(abcd).float().expand(rows, 4),
-            torch.from_numpy(draw(int(t))) if abcd[3] != 0 else no_noise,
-        )
-    return x_t
 
 
 @torch.inference_mode()
@@ -114,7 +140,7 @@ def sample_chunks(
         policy: in evaluation mode.
         observation: name → [R, obs_steps, ...], in the robot's units.
         instruction: float32 [R, INSTRUCTION_DIM].
-        sampling: steps, sampler, grid, eta and w.
+        sampling: steps, sampler, grid, eta, w and where it acts.
         seeds: one a row.
 
     Returns:

@@ -289,12 +289,13 @@ class Engine:
             chosen = chosen[rows.steps_left[chosen] > 0]
             if not len(chosen):
                 return
-        network_rows = rows.load(chosen, buffers)
-        step_s = self._cost.per_call_s + self._cost.per_row_s * network_rows
+        rows.load(chosen, buffers)
+        most_rows = int(rows.network_rows[chosen].sum())
+        step_s = self._cost.per_call_s + self._cost.per_row_s * most_rows
         most = int(rows.steps_left[chosen].min()) if len(chosen) == len(self._slot_of) else 1
         done = 0
         while True:
-            rows.load_step(chosen, done, buffers)
+            network_rows = rows.load_step(chosen, done, buffers)
             begun_s = self._clock()
             self._backend.step(len(chosen), network_rows)
             ended_s = self._clock()
@@ -356,7 +357,7 @@ class Engine:
             request=request,
             actions=actions,
             timesteps=timesteps,
-            nfe=len(timesteps) * request.network_rows,
+            nfe=rows.executed_rows(slot),
             rows_per_call=float(rows.shared[slot]) / len(timesteps),
             finished_s=finished_s,
             queue_s=begun_s - request.arrived_s,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from models.guidance import scale_at
 from models.samplers import draw_noise
 from policy_server.backends.protocol import StepBuffers
 from policy_server.planner import Plan
@@ -25,7 +26,7 @@ class InFlight:
         used: bool [size].
         begun: bool [size], encoded and in possession of a plan.
         deadline_s, budget_s: float64 [size], when it is due, and how long after its arrival.
-        network_rows: int64 [size], of one step.
+        network_rows: int64 [size], of a step in which guidance acts: the most that one has.
         fixed: bool [size], the client named the step count.
         expires: bool [size], it has not begun, and is not to be answered however late.
         promised: bool [size], time is kept free for it; otherwise others go first.
@@ -56,10 +57,11 @@ class InFlight:
         self.encoded_s = np.zeros(size)
         self.x_t = np.zeros((size, *chunk_shape), np.float32)
         self._x0_prev = np.zeros((size, *chunk_shape), np.float32)
-        self._guidance_scale = np.zeros(size, np.float32)
+        self._guidance_scale = np.zeros((size, max_steps), np.float32)
         self._random = np.zeros(size, bool)
         self._timesteps = np.zeros((size, max_steps), np.int64)
         self._coefficients = np.zeros((size, max_steps, 4), np.float32)
+        self._rows_loaded = 0
         self._free = list(range(size - 1, -1, -1))
 
     def slots(self) -> Slots:
@@ -87,7 +89,6 @@ class InFlight:
         self.last_call[slot] = call
         self.shared[slot] = 0
         self.begun_s[slot] = self.encoded_s[slot] = 0.0
-        self._guidance_scale[slot] = request.guidance_scale
         self._random[slot] = request.eta != 0
         return slot
 
@@ -120,6 +121,8 @@ class InFlight:
         done, count = self.executed[slot], len(plan.timesteps)
         self._timesteps[slot, done : done + count] = plan.timesteps
         self._coefficients[slot, done : done + count] = plan.coefficients
+        w = 0.0 if (request := self.request[slot]) is None else request.guidance_scale
+        self._guidance_scale[slot, done : done + count] = scale_at(w, plan.acts)
         self.steps_left[slot] = count
 
     def next_timestep(self, slot: int) -> int:
@@ -130,17 +133,26 @@ class InFlight:
         """First to last."""
         return tuple(self._timesteps[slot, : self.executed[slot]].tolist())
 
-    def load(self, slots: Slots, buffers: StepBuffers) -> int:
-        """Fill what all steps of a call have in common; return its network rows."""
+    def executed_rows(self, slot: int) -> int:
+        """Network rows of its steps so far."""
+        steps = int(self.executed[slot])
+        if self.network_rows[slot] == 1:
+            return steps
+        return steps + int(np.count_nonzero(self._guidance_scale[slot, :steps]))
+
+    def load(self, slots: Slots, buffers: StepBuffers) -> None:
+        """Fill what the first of some steps begins with."""
         count = len(slots)
         self.x_t.take(slots, 0, out=buffers.x_t[:count], mode="clip")
         self._x0_prev.take(slots, 0, out=buffers.x0_prev[:count], mode="clip")
-        return buffers.lay_out(self._guidance_scale[slots], slots)
 
-    def load_step(self, slots: Slots, done: int, buffers: StepBuffers) -> None:
-        """Fill what the step after the `done` first ones of this call has for itself."""
+    def load_step(self, slots: Slots, done: int, buffers: StepBuffers) -> int:
+        """Fill what the step after the `done` first ones has for itself; its network rows."""
         count = len(slots)
         step = self.executed[slots] + done
+        guidance_scale = self._guidance_scale[slots, step]
+        if not done or (guidance_scale != buffers.guidance_scale[:count]).any():
+            self._rows_loaded = buffers.lay_out(guidance_scale, slots)
         timesteps, coefficients = buffers.timesteps[:count], buffers.coefficients[:count]
         timesteps[:] = self._timesteps[slots, step]
         coefficients[:] = self._coefficients[slots, step]
@@ -149,6 +161,7 @@ class InFlight:
             if request is not None and coefficients[row, 3] != 0:
                 shape = buffers.noise[row].shape
                 buffers.noise[row] = draw_noise(request.seed, int(timesteps[row]), shape)
+        return self._rows_loaded
 
     def store(self, slots: Slots, buffers: StepBuffers, done: int, call: int) -> None:
         """Take over what `done` steps brought, the last of them network call number `call`."""

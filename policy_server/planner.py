@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.grids import GridName, make_timesteps
+from models.guidance import EVERYWHERE, Interval, acts_at
 from models.samplers import SamplerName, sampler_coefficients
 
 _PLANS_KEPT = 4096
@@ -49,10 +50,12 @@ class Plan:
         timesteps: int64 [steps], strictly decreasing.
         coefficients: float64 [steps, 4], (a, b, c, d) of each update; the last goes to
             alpha_bar = 1.
+        acts: bool [steps], whether guidance does.
     """
 
     timesteps: npt.NDArray[np.int64]
     coefficients: npt.NDArray[np.float64]
+    acts: npt.NDArray[np.bool_]
 
 
 class Planner:
@@ -64,8 +67,10 @@ class Planner:
         alpha_bar: npt.NDArray[np.float64],
         grid: GridName,
         sampler: SamplerName,
+        guidance_interval: Interval = EVERYWHERE,
     ) -> None:
         self.steps = steps
+        self.guidance_interval = guidance_interval
         self._alpha_bar = alpha_bar
         self._grid = grid
         self._sampler = sampler
@@ -91,4 +96,5 @@ class Planner:
         return Plan(
             timesteps,
             sampler_coefficients(self._sampler, self._alpha_bar, timesteps, eta, before),
+            acts_at(self.guidance_interval, self._alpha_bar[timesteps]),
         )

@@ -49,7 +49,7 @@ class EngineRequest:
 
     @property
     def network_rows(self) -> int:
-        """Network rows of one of its steps."""
+        """Network rows of each of its steps in which guidance acts: the most that one has."""
         return network_rows(self.guidance_scale)
 
     @property

@@ -173,7 +173,13 @@ def load_model(
         manifest.diffusion.num_timesteps,
     )
     defaults = manifest.defaults
-    planner = Planner(steps, manifest.diffusion.alpha_bar, defaults.grid, defaults.sampler)
+    planner = Planner(
+        steps,
+        manifest.diffusion.alpha_bar,
+        defaults.grid,
+        defaults.sampler,
+        defaults.guidance_interval,
+    )
     clock = time.monotonic
     engine_limits = EngineLimits(config.max_call_ms / 1e3, config.max_in_flight)
     observation = zero_observation(manifest.spec)
@@ -191,7 +197,12 @@ def load_model(
         min_steps=steps.min_steps,
         max_useful_steps=steps.max_useful_steps,
         max_steps=steps.max_steps,
-        defaults=SamplingDefaults(**vars(defaults)),
+        defaults=SamplingDefaults(
+            guidance_scale=defaults.guidance_scale,
+            eta=defaults.eta,
+            sampler=defaults.sampler,
+            grid=defaults.grid,
+        ),
         limits={
             **vars(limits),
             "max_in_flight": config.max_in_flight,

@@ -5,9 +5,10 @@ import json
 
 import pytest
 
-from benchmarks import eta, guidance, logsnr, points, steps, sweep
+from benchmarks import eta, guidance, interval, logsnr, points, steps, sweep
 from benchmarks.eta import EtaConfig
 from benchmarks.guidance import GuidanceConfig
+from benchmarks.interval import IntervalConfig
 from benchmarks.logsnr import LogsnrConfig
 from benchmarks.steps import StepsConfig
 from models import train_mixture
@@ -98,6 +99,35 @@ def test_guidance(tmp_path):
     }
     assert (tmp_path / "guidance.png").exists()
     assert (tmp_path / "guidance_points.png").exists()
+
+
+def test_guidance_acts_where_it_is_told_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(points, "NUM_POINTS", 60)
+    intervals = ((0.0, 1.0), (0.5, 1.0))
+    options = {"guidance_interval": intervals, "guidance_scale": (3,), "num_steps": (10,)}
+    interval.main(IntervalConfig(**options, out=tmp_path))
+    rows = rows_of(tmp_path / "interval.json")
+    assert all(set(row) >= (NAMED | JUDGED) - {"time_s"} for row in rows)
+    for network in ("exact", "concat_mlp"):
+        nfe = [row["nfe"] for row in rows if row["network"] == network]
+        assert nfe[:2] == [10, 20]
+        assert 10 < nfe[2] < 20
+    assert (tmp_path / "interval.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong"),
+    [
+        ("guidance_interval", ((0.5, 0.5),)),
+        ("guidance_interval", ((0.0, 1.1),)),
+        ("guidance_interval", ()),
+        ("guidance_scale", (0.0,)),
+        ("num_steps", (0,)),
+    ],
+)
+def test_an_interval_that_is_none_is_refused(field, wrong):
+    with pytest.raises(ValueError, match=field):
+        IntervalConfig(**{field: wrong})
 
 
 def test_logsnr_chooses_on_its_own_mixtures(tmp_path, monkeypatch):

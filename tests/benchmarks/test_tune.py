@@ -16,6 +16,7 @@ from benchmarks.choices import (
     Cell,
     Choice,
     choose_guidance,
+    choose_interval,
     choose_pair,
     first_unless_better,
     paired_p_value,
@@ -29,9 +30,11 @@ from benchmarks.tune_report import plot, recommend, tables_of
 from client import InvalidRequestError, PolicyClient
 from models import checkpoint
 from models.grids import make_timesteps
+from models.guidance import EVERYWHERE
 from models.instruction_encoder import InstructionEncoder
 from models.sampling import Sampling, sample_chunks
 from tests.policies import make_policy, save_checkpoint
+from tests.policy_server.simulation import ALPHA_BAR
 
 DESK = checkpoint.PRETRAINED / "desk"
 
@@ -307,7 +310,9 @@ def test_where_there_are_scores_they_are_what_is_shown(monkeypatch, tmp_path):
     ]
     for scores, shown, word in (((), "25.0", "success"), ((0.5, 0.75, 0.75, 1.0), "75.0", "score")):
         ends = ("asked", "timeout", "timeout", "timeout")
-        played = Cell(Sampling(10, "ddim", "trailing"), "known", 100, ends, scores, scores).row()
+        played = Cell(Sampling(10, "ddim", "trailing"), "known", 100, ends, scores, scores).row(
+            ALPHA_BAR
+        )
         mine = [*rows, *({"stage": stage, **played} for stage in ("guidance", "steps"))]
         by_w, by_steps, _ = tables_of(mine)
         assert word in by_w.title
@@ -518,7 +523,7 @@ def test_a_small_run_writes_manifest_rows_samples_and_a_plot(desk):
     for name in ("min_steps", "max_useful_steps"):
         assert getattr(manifest, name) == chosen[name]
     for name, value in vars(manifest.defaults).items():
-        assert value == chosen[name]
+        assert json.loads(json.dumps(value)) == chosen[name]
     mine = [r for r in by_stage["steps"] if r["grid"] == manifest.defaults.grid]
     assert manifest.success_by_steps == tuple(
         {name: value for name, value in row.items() if name != "stage"} for row in mine
@@ -539,12 +544,47 @@ def test_a_small_run_writes_manifest_rows_samples_and_a_plot(desk):
 # ── the planner obeys ────────────────────────────────────────────────────────────────────────────
 
 
+def test_where_guidance_acts_is_chosen_by_quality_and_then_by_rows():
+    def chosen(asked):
+        tried = [cell(n, guidance_scale=1.0, guidance_interval=where) for where, n in asked.items()]
+        return choose_interval(tried, ALPHA_BAR)
+
+    assert chosen({(0.0, 1.0): 291, (0.5, 1.0): 290}) == (0.5, 1.0)
+    assert chosen({(0.0, 1.0): 291, (0.5, 1.0): 240}) == (0.0, 1.0)
+    assert chosen({(0.0, 1.0): 240, (0.5, 1.0): 240, (0.0, 0.9): 290}) == (0.0, 0.9)
+
+
+def test_where_it_acts_is_tried_only_if_guidance_is_chosen(desk, monkeypatch):
+    played = []
+
+    def play(_, specs, sampling, *__):
+        played.append(sampling)
+        won = "asked" if sampling.guidance_scale else "timeout"
+        return [Ending(won if n % 2 else "asked") for n in range(len(specs))]
+
+    monkeypatch.setattr(RobotPolicy, "play", play)
+    monkeypatch.setattr(tune.latency, "measure", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        tune.main(small(desk, episodes=4, guidance_interval=((0.0, 1.0), (0.0, 0.9))))
+    rows = rows_on_disk(desk, "tune.partial.json")
+    intervals = [row["guidance_interval"] for row in rows if row["stage"] == "interval"]
+    assert intervals == [[0.0, 1.0]] * 2 + [[0.0, 0.9]] * 2
+    (chosen,) = [row for row in rows if row["stage"] == "chosen"]
+    assert (chosen["guidance_scale"], chosen["guidance_interval"]) == (1.0, [0.0, 0.9])
+    assert {how.guidance_interval for how in played[-4:]} == {(0.0, 0.9)}
+
+
+WHERE = (0.3, 0.95)
+
+
 @pytest.fixture(scope="module", params=["torch", "onnx"])
 def tuned_server(request, tmp_path_factory):
     """A server of a manifest as tuning may leave it."""
     folder = tmp_path_factory.mktemp("tuned")
     manifest = save_checkpoint(folder, make_policy(), min_steps=3, max_useful_steps=9)
-    defaults = checkpoint.SamplingDefaults(sampler="dpmpp_2m", grid="logsnr", guidance_scale=0.5)
+    defaults = checkpoint.SamplingDefaults(
+        sampler="dpmpp_2m", grid="logsnr", guidance_scale=0.5, guidance_interval=WHERE
+    )
     checkpoint.write_manifest(folder, dataclasses.replace(manifest, defaults=defaults))
     with running_server(folder, "--backend", request.param) as server:
         yield server
@@ -567,23 +607,27 @@ def test_the_planner_obeys_the_manifest(tuned_server):
         chunk = act()
         expected = make_timesteps("logsnr", 9, policy.diffusion.alpha_bar)
         assert chunk.timesteps == tuple(expected)
-        assert (chunk.num_steps, chunk.nfe, chunk.guidance_scale) == (9, 18, 0.5)
+        here = Sampling(9, "dpmpp_2m", "logsnr", guidance_scale=0.5, guidance_interval=WHERE)
+        assert 9 < here.nfe(policy.diffusion.alpha_bar) < 18
+        assert chunk.nfe == here.nfe(policy.diffusion.alpha_bar)
+        assert (chunk.num_steps, chunk.guidance_scale) == (9, 0.5)
         offline = sample_chunks(
             policy,
             {"state": state[None]},
             InstructionEncoder().encode(["open the drawer"]),
-            Sampling(9, "dpmpp_2m", "logsnr", guidance_scale=0.5),
+            here,
             seeds=[5],
         )[0]
         np.testing.assert_allclose(chunk.actions, offline, atol=1e-4)
-        ddim = sample_chunks(
-            policy,
-            {"state": state[None]},
-            InstructionEncoder().encode(["open the drawer"]),
-            Sampling(9, "ddim", "logsnr", guidance_scale=0.5),
-            seeds=[5],
-        )[0]
-        assert np.abs(chunk.actions - ddim).max() > 1e-3  # or the test could not fail
+        for other in ({"sampler": "ddim"}, {"guidance_interval": EVERYWHERE}):
+            differs = sample_chunks(
+                policy,
+                {"state": state[None]},
+                InstructionEncoder().encode(["open the drawer"]),
+                dataclasses.replace(here, **other),
+                seeds=[5],
+            )[0]
+            assert np.abs(chunk.actions - differs).max() > 1e-3  # or the test could not fail
         with pytest.raises(InvalidRequestError, match=r"eta.*dpmpp_2m.*0 only"):
             act(eta=0.5)
         assert act(eta=0.0).num_steps == 9

@@ -152,14 +152,21 @@ def guided_value(request):
     return (1 + w) * value - w * unconditional(value)
 
 
-def expected_actions(request, timesteps):
+def acts(request, t, interval):
+    """Whether guidance does at this timestep, by the standard deviation of the noise there."""
+    low, high = interval
+    return request.guidance_scale == -1 or low**2 <= 1 - ALPHA_BAR[t] <= high**2
+
+
+def expected_actions(request, timesteps, interval=(0.0, 1.0)):
     """What this request must get if these timesteps were executed: a plain loop of its own."""
     x = draw_noise(request.seed, 1000, CHUNK)
     for t, t_prev in zip(timesteps, [*timesteps[1:], END], strict=True):
         a, b, _, d = ddim_coefficients(ALPHA_BAR[t], alpha_bar_at(ALPHA_BAR, t_prev), request.eta)[
             0
         ]
-        x0 = SimulatedBackend.denoised(x, guided_value(request))
+        value = (guided_value if acts(request, t, interval) else value_of)(request)
+        x0 = SimulatedBackend.denoised(x, value)
         x = a * x + b * x0 + d * draw_noise(request.seed, t, CHUNK)
     return x
 
@@ -198,6 +205,7 @@ class World:
         max_call_s=0.003,
         grid="trailing",
         sampler="ddim",
+        guidance_interval=(0.0, 1.0),
         backend=SimulatedBackend,
         clock=None,
         **durations,
@@ -205,7 +213,11 @@ class World:
         self.clock = clock or Clock()
         self.backend = backend(self.clock, max_in_flight, **durations)
         self.planner = Planner(
-            StepRange(min_steps, max_useful_steps, 1000), ALPHA_BAR, grid, sampler
+            StepRange(min_steps, max_useful_steps, 1000),
+            ALPHA_BAR,
+            grid,
+            sampler,
+            guidance_interval,
         )
         # as the server does it
         self.cost = measure_cost(self.backend, NOTHING_SEEN, self.clock, max_call_s)

@@ -1,5 +1,6 @@
 """The engine in simulated time: steps given, refusals, order, faults; every request one outcome."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -17,6 +18,7 @@ from policy_server.requests import Answer, Refusal
 from tests.policy_server.simulation import (
     ALPHA_BAR,
     World,
+    acts,
     budget_for,
     expected_actions,
     expected_actions_2m,
@@ -58,6 +60,26 @@ def test_little_time_gives_as_many_steps_as_fit(w, rows):
     assert answer.nfe == 6 * rows
     assert answer.deadline_met
     check_trajectory(world, answer)
+
+
+@pytest.mark.parametrize("interval", [(0.0, 0.9), (0.5, 1.0), (0.4, 0.8)])
+def test_beyond_the_noise_levels_at_which_guidance_acts_one_row_is_enough(interval):
+    world = World(guidance_interval=interval, max_call_s=0.05)
+    asked = [
+        world.request(10.0, f"robot {w} {n}", num_steps=n, guidance_scale=w)
+        for w in (0.0, -1.0, 1.5)
+        for n in (7, 10)
+    ]
+    for company in (asked[-1:], asked):  # several steps a call, and one in which rows differ
+        again = [dataclasses.replace(r, key=(r.key[0], r.key[1] + 10)) for r in company]
+        for answer in world.run(*again):
+            request, steps = answer.request, answer.timesteps
+            expected = expected_actions(request, steps, interval)
+            np.testing.assert_allclose(answer.actions, expected, atol=1e-5)
+            two = request.guidance_scale == 1.5
+            guided = sum(acts(request, t, interval) for t in steps) if two else 0
+            assert answer.nfe == len(steps) + guided
+            assert not two or 0 < guided < len(steps)
 
 
 def test_what_cannot_have_min_steps_is_refused_at_once_with_the_soonest_time():
