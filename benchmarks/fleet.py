@@ -34,8 +34,9 @@ from client.sims.desk.simulation import Desk
 from client.sims.desk.spec import DESK_SPEC, TASKS
 from client.specs import PolicySpec
 
-FLEET_OPTIONS = ("--max-in-flight-per-client", "128")
-"""Of a server, for the robots of one process are one client to it."""
+FLEET_OPTIONS = ("--max-in-flight-per-client", "1000")
+"""Of a server, for the robots of one process are one client to it: so many that a fleet meets the
+engine's own bound first, which is shared out by robot."""
 WARM_UP_S = 1.0
 """Before what counts: the robots learn what the way to the server takes."""
 QUESTIONS = 300
