@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from benchmarks.statistics import bootstrap_interval
 from models.grids import GridName
-from models.guidance import Interval, network_rows
+from models.guidance import EVERYWHERE, Interval, network_rows
 from models.samplers import SamplerName
 from models.sampling import Sampling
 
@@ -165,17 +165,33 @@ def choose_guidance(cells: Sequence[Cell]) -> float:
     return first_unless_better(merits)
 
 
-def choose_interval(cells: Sequence[Cell], alpha_bar: npt.NDArray[np.float64]) -> Interval:
+def choose_interval(
+    cells: Sequence[Cell], unguided: Sequence[Cell], alpha_bar: npt.NDArray[np.float64]
+) -> Interval:
     """Where w acts: with the fewest network rows, unless another is better by more than chance.
+
+    But for the whole of it, only what is better than no guidance by more than chance is chosen.
 
     Args:
         cells: the same lists of episodes for every interval.
+        unguided: the same for w = 0; none if that was not tried.
         alpha_bar: float64 [T], of the process.
     """
     merits: dict[Interval, list[float]] = {}
     for cell in sorted(cells, key=lambda cell: cell.sampling.nfe(alpha_bar)):
         merits.setdefault(cell.sampling.guidance_interval, []).extend(cell.merits)
-    return first_unless_better(merits)
+    without = [merit for cell in unguided for merit in cell.merits]
+
+    def helps(mine: Sequence[float]) -> bool:
+        return sum(mine) > sum(without) and paired_p_value(mine, without) <= LEVEL
+
+    return first_unless_better(
+        {
+            interval: mine
+            for interval, mine in merits.items()
+            if interval == EVERYWHERE or not without or helps(mine)
+        }
+    )
 
 
 def _smallest_of_run(counts: Iterable[int], good: Collection[int]) -> int:

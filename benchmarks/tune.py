@@ -217,8 +217,12 @@ class _Player:
         outcomes = tuple(ending.outcome for ending in endings)
         right, wrong = right_and_wrong(specs, endings)
         cell = Cell(sampling, phrasings, seed, outcomes, tuple(right), tuple(wrong))
-        self._record.add({"stage": stage, **cell.row(self.alpha_bar)})
+        self.write(stage, cell)
         return cell
+
+    def write(self, stage: str, cell: Cell) -> None:
+        """Its row."""
+        self._record.add({"stage": stage, **cell.row(self.alpha_bar)})
 
 
 def play_guidance(config: TuneConfig, player: _Player) -> list[Cell]:
@@ -233,23 +237,31 @@ def play_guidance(config: TuneConfig, player: _Player) -> list[Cell]:
     ]
 
 
-def play_intervals(config: TuneConfig, player: _Player, guidance_scale: float) -> list[Cell]:
-    """Stage 2, where w takes a second row: every interval of noise levels, else as stage 1."""
-    if network_rows(guidance_scale) == 1:
+def play_intervals(config: TuneConfig, player: _Player, everywhere: Sequence[Cell]) -> list[Cell]:
+    """Stage 2, where w takes a second row: every interval of noise levels, else as stage 1.
+
+    Args:
+        config: what to try.
+        player: of stage 1.
+        everywhere: the cells of stage 1 for the chosen w.
+    """
+    if network_rows(everywhere[0].sampling.guidance_scale) == 1:
         return []
-    middle = sorted(config.num_steps)[len(config.num_steps) // 2]
-    cells = len(config.guidance_interval) * len(GUIDANCE_PHRASINGS)
-    player.expect(cells)
-    return [
+    others = [interval for interval in config.guidance_interval if interval != EVERYWHERE]
+    player.expect(len(others) * len(everywhere))
+    for cell in everywhere:
+        player.write("interval", cell)
+    played = [
         player.play(
             "interval",
-            Sampling(middle, *config.pairs[0], 0.0, guidance_scale, interval),
-            phrasings,
-            config.seed + number,
+            dataclasses.replace(cell.sampling, guidance_interval=interval),
+            cell.phrasings,
+            cell.seed,
         )
-        for interval in config.guidance_interval
-        for number, phrasings in enumerate(GUIDANCE_PHRASINGS)
+        for interval in others
+        for cell in everywhere
     ]
+    return [*everywhere, *played]
 
 
 def play_steps(
@@ -371,10 +383,13 @@ def run(config: TuneConfig, console: Console) -> list[dict[str, Any]]:
     manifest, robot = read_manifest(config)
     record = Record(config.out, "tune", vars(config))
     player = _Player(config, robot, record)
+    scales = config.guidance_scale
     with player.bar:
-        w = choose_guidance(play_guidance(config, player))
-        tried = play_intervals(config, player, w)
-        interval = choose_interval(tried, player.alpha_bar) if tried else EVERYWHERE
+        guided = play_guidance(config, player)
+        by_w = {w: [c for c in guided if c.sampling.guidance_scale == w] for w in (*scales, 0.0)}
+        w = choose_guidance(guided)
+        tried = play_intervals(config, player, by_w[w])
+        interval = choose_interval(tried, by_w[0.0], player.alpha_bar) if tried else EVERYWHERE
         steps = play_steps(config, player, w, interval)
     choice = choose_pair(steps)
     candidate = tuned(manifest, choice, steps)

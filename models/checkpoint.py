@@ -155,6 +155,10 @@ class Manifest:
             del fields["vision"]
         else:
             fields["vision"] = vision_to_json(self.vision)
+        if (
+            self.defaults.guidance_interval == EVERYWHERE
+        ):  # servers before there was one can read it
+            del fields["defaults"]["guidance_interval"]
         return json.dumps({"format": FORMAT, **fields}, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod

@@ -83,8 +83,9 @@ def check_interval(field: str, interval: Interval) -> None:
 def acts_at(interval: Interval, alpha_bar: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     """Whether guidance acts on samples with this alpha_bar (Kynkäänniemi et al. 2024).
 
-    The noise level of x_t is the standard deviation of the noise in it, sqrt(1 − alpha_bar). Beyond
-    the interval the conditional branch alone is evaluated, as for w = 0 (arXiv:2404.07724, eq. 5).
+    The noise level of x_t is the standard deviation of the noise in it, sqrt(1 − alpha_bar); the
+    paper's sigma (arXiv:2404.07724) is that over the signal's, so its numbers are sigma / sqrt(1 +
+    sigma²) here. Beyond the interval the conditional branch alone is evaluated, as for w = 0.
     """
     level = np.sqrt(1 - alpha_bar)
     acts: npt.NDArray[np.bool_] = (interval[0] <= level) & (level <= interval[1])

@@ -41,7 +41,7 @@ class Sampling:
         grid: spacing of the timesteps.
         eta: of DDIM, 0 deterministic .. 1 ancestral.
         guidance_scale: w.
-        guidance_interval: noise levels at which w acts; elsewhere it is 0.
+        guidance_interval: noise levels at which w acts; elsewhere it is 0 (but −1 stays).
     """
 
     num_steps: int

@@ -276,7 +276,7 @@ class Admission:
         return self._fewest(request) * request.network_rows * self._price.row_s
 
     def _calm_spare_s(self, request: EngineRequest, now_s: float) -> float:
-        """Of its time, what would be left if it began at once, at the very best."""
+        """Of its time, what would be left if it began at once, in calm calls of its own."""
         calm_s = self._cost.calm_s(self._fewest(request), request.network_rows)
         return request.deadline_s - now_s - calm_s
 

@@ -129,7 +129,7 @@ class CostModel:
         return self._row_s * self.slowdown
 
     def calm_s(self, num_steps: int, network_rows: int) -> float:
-        """What so many calls take at the very least: as calibrated, with nothing around them."""
+        """What so many calls of so many rows take as calibrated, with nothing around them."""
         return num_steps * (self._fixed_s + self._row_s * network_rows)
 
     def efficient_rows(self, max_call_s: float, loss: float) -> int:

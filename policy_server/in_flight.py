@@ -121,8 +121,10 @@ class InFlight:
         done, count = self.executed[slot], len(plan.timesteps)
         self._timesteps[slot, done : done + count] = plan.timesteps
         self._coefficients[slot, done : done + count] = plan.coefficients
-        w = 0.0 if (request := self.request[slot]) is None else request.guidance_scale
-        self._guidance_scale[slot, done : done + count] = scale_at(w, plan.acts)
+        request = self.request[slot]
+        assert request is not None
+        w = scale_at(request.guidance_scale, plan.acts)
+        self._guidance_scale[slot, done : done + count] = w
         self.steps_left[slot] = count
 
     def next_timestep(self, slot: int) -> int:

@@ -70,7 +70,7 @@ class Planner:
         guidance_interval: Interval = EVERYWHERE,
     ) -> None:
         self.steps = steps
-        self.guidance_interval = guidance_interval
+        self._guidance_interval = guidance_interval
         self._alpha_bar = alpha_bar
         self._grid = grid
         self._sampler = sampler
@@ -96,5 +96,5 @@ class Planner:
         return Plan(
             timesteps,
             sampler_coefficients(self._sampler, self._alpha_bar, timesteps, eta, before),
-            acts_at(self.guidance_interval, self._alpha_bar[timesteps]),
+            acts_at(self._guidance_interval, self._alpha_bar[timesteps]),
         )

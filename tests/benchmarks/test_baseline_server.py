@@ -49,9 +49,9 @@ def make_request(number, **fields):
     return EngineRequest(key=(f"robot {number}", number), **{**options, **fields})
 
 
-def make_fifo(max_waiting=8, default_steps=6):
+def make_fifo(max_waiting=8, default_steps=6, guidance_interval=(0.0, 1.0)):
     backend = TorchBackend(make_policy(), BackendSettings(max_requests=1))
-    planner = Planner(StepRange(2, 8, 1000), ALPHA_BAR, "trailing", "ddim")
+    planner = Planner(StepRange(2, 8, 1000), ALPHA_BAR, "trailing", "ddim", guidance_interval)
     return FifoEngine(backend, planner, Clock(), default_steps, max_waiting)
 
 
@@ -88,9 +88,11 @@ def test_fifo_takes_its_fixed_number_of_steps_however_late_it_is():
 
 
 @pytest.mark.parametrize("w", [-1.0, 0.0, 2.0])
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_fifo_answers_what_offline_sampling_gives(w, eta):
-    engine = make_fifo()
+@pytest.mark.parametrize(
+    ("eta", "interval"), [(0.0, (0.0, 1.0)), (1.0, (0.0, 1.0)), (0.0, (0.4, 0.9))]
+)
+def test_fifo_answers_what_offline_sampling_gives(w, eta, interval):
+    engine = make_fifo(guidance_interval=interval)
     for number in (1, 2):  # the second one on buffers that the first one used
         engine.submit(make_request(number, guidance_scale=w, eta=eta, num_steps=5))
         (answer,) = engine.advance()
@@ -99,11 +101,11 @@ def test_fifo_answers_what_offline_sampling_gives(w, eta):
         make_policy(),
         {"state": request.observation["state"][None]},
         request.instruction[None],
-        Sampling(num_steps=5, guidance_scale=w, eta=eta),
+        (how := Sampling(num_steps=5, guidance_scale=w, eta=eta, guidance_interval=interval)),
         seeds=[2],
     )[0]
     np.testing.assert_allclose(answer.actions, expected, atol=1e-4)
-    assert answer.nfe == 5 * (2 if w == 2.0 else 1)
+    assert answer.nfe == how.nfe(ALPHA_BAR) == 5 + (w == 2.0) * (2 if interval[0] else 5)
 
 
 @pytest.mark.parametrize("make_engine", [make_fifo, make_null])

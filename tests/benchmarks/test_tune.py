@@ -302,6 +302,7 @@ def test_where_there_are_scores_they_are_what_is_shown(monkeypatch, tmp_path):
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
     how = {"sampler": "ddim", "grid": "trailing", "guidance_scale": 0.0}
+    how["guidance_interval"] = (0.0, 1.0)
     seconds = ("latency_p50_s", "latency_quantile_s", "latency_max_s", "ping_p50_s")
     latency = {"num_steps": 10, "samples": 3, "backend": "onnx", "ping_quantile_s": 0.1}
     rows = [
@@ -315,6 +316,9 @@ def test_where_there_are_scores_they_are_what_is_shown(monkeypatch, tmp_path):
         )
         mine = [*rows, *({"stage": stage, **played} for stage in ("guidance", "steps"))]
         by_w, by_steps, _ = tables_of(mine)
+        where = tables_of([*mine, {"stage": "interval", **played}])[1]
+        assert list(where.columns[0].cells) == ["0 .. 1"]
+        assert list(where.columns[-1].cells) == ["chosen"]
         assert word in by_w.title
         assert list(by_w.columns[1].cells) == [f"{shown}%"]
         assert word in by_steps.title
@@ -547,11 +551,16 @@ def test_a_small_run_writes_manifest_rows_samples_and_a_plot(desk):
 def test_where_guidance_acts_is_chosen_by_quality_and_then_by_rows():
     def chosen(asked):
         tried = [cell(n, guidance_scale=1.0, guidance_interval=where) for where, n in asked.items()]
-        return choose_interval(tried, ALPHA_BAR)
+        return choose_interval(tried, unguided, ALPHA_BAR)
 
+    unguided = []
     assert chosen({(0.0, 1.0): 291, (0.5, 1.0): 290}) == (0.5, 1.0)
     assert chosen({(0.0, 1.0): 291, (0.5, 1.0): 240}) == (0.0, 1.0)
     assert chosen({(0.0, 1.0): 240, (0.5, 1.0): 240, (0.0, 0.9): 290}) == (0.0, 0.9)
+    # what costs less than guidance everywhere must still be worth more than none
+    unguided = [cell(282, guidance_scale=0.0)]
+    assert chosen({(0.0, 1.0): 291, (0.5, 1.0): 284}) == (0.0, 1.0)
+    assert chosen({(0.0, 1.0): 291, (0.5, 1.0): 290}) == (0.5, 1.0)
 
 
 def test_where_it_acts_is_tried_only_if_guidance_is_chosen(desk, monkeypatch):

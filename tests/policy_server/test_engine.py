@@ -82,6 +82,28 @@ def test_beyond_the_noise_levels_at_which_guidance_acts_one_row_is_enough(interv
             assert not two or 0 < guided < len(steps)
 
 
+def test_what_is_planned_again_in_mid_flight_is_guided_where_it_should_be():
+    interval = (0.3, 0.97)
+    world = World(min_steps=2, max_useful_steps=40, guidance_interval=interval)
+    wish = {"budget_s": 0.2, "guidance_scale": 1.5}
+    first = world.request(session="first", **wish)
+    world.engine.submit(first)
+    for _ in range(5):
+        world.engine.advance()
+    others = [world.request(session=f"other {n}", **wish) for n in range(5)]
+    assert [refusal for request in others for refusal in world.engine.submit(request)] == []
+    answers = world.finish()
+    assert len(answers) == 6
+    (again,) = [answer for answer in answers if answer.request is first]
+    assert 5 < len(again.timesteps) < 40
+    assert again.timesteps[-1] > 100  # the last of forty steps would have been from 24
+    for answer in answers:
+        expected = expected_actions(answer.request, answer.timesteps, interval)
+        np.testing.assert_allclose(answer.actions, expected, atol=1e-5)
+        guided = sum(acts(answer.request, t, interval) for t in answer.timesteps)
+        assert answer.nfe == len(answer.timesteps) + guided
+
+
 def test_what_cannot_have_min_steps_is_refused_at_once_with_the_soonest_time():
     world = World(min_steps=4)
     before = len(world.backend.calls)
