@@ -196,11 +196,12 @@ class AuditedRobot:
 
     def apply(self, action: npt.NDArray[Any]) -> None:
         """Check, then command it; the safe action in place of an unsafe one."""
+        now_s = time.monotonic()  # the checks take time, in which it may be stopped
         if self._safe_action is not None and np.array_equal(action, self._safe_action):
             self.safe += 1
         else:
             self.moved += 1
-            wrong = self._wrong(action)
+            wrong = self._wrong(action, now_s)
             if wrong is not None:
                 self.unsafe.append(wrong)
                 action = np.array(self._robot.safe_action())
@@ -208,7 +209,7 @@ class AuditedRobot:
         self._last = action
         self._robot.apply(action)
 
-    def _wrong(self, action: npt.NDArray[Any]) -> str | None:
+    def _wrong(self, action: npt.NDArray[Any], now_s: float) -> str | None:
         """What is wrong with an action that is not the safe one."""
         limits = self.limits  # compared here and not by its own methods, which the loop uses
         low, high, most = (
@@ -221,7 +222,6 @@ class AuditedRobot:
         change = np.zeros(1) if self._last is None else np.abs(action - self._last)
         if not (change <= most + _SAME).all():
             return f"action: {action.tolist()} is too large a change: {change.tolist()}"
-        now_s = time.monotonic()
         off = []
         for observed_s, actions in self._policy.chunks:
             tick = int((now_s - observed_s) / self._spec.control_period_s)
