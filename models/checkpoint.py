@@ -155,9 +155,7 @@ class Manifest:
             del fields["vision"]
         else:
             fields["vision"] = vision_to_json(self.vision)
-        if (
-            self.defaults.guidance_interval == EVERYWHERE
-        ):  # servers before there was one can read it
+        if self.defaults.guidance_interval == EVERYWHERE:  # as before there was one
             del fields["defaults"]["guidance_interval"]
         return json.dumps({"format": FORMAT, **fields}, indent=2, ensure_ascii=False) + "\n"
 
