@@ -23,6 +23,7 @@ from benchmarks import (
     load,
     logsnr,
     networks,
+    precision,
     soak,
     speed,
     steps,
@@ -44,6 +45,7 @@ from benchmarks.interval import IntervalConfig
 from benchmarks.load import LoadConfig
 from benchmarks.logsnr import LogsnrConfig
 from benchmarks.networks import NetworksConfig
+from benchmarks.precision import PrecisionConfig
 from benchmarks.soak import SoakConfig
 from benchmarks.speed import SpeedConfig
 from benchmarks.steps import StepsConfig
@@ -67,6 +69,7 @@ _MAIN: dict[type[Any], Callable[[Any], None]] = {
     LoadConfig: load.main,
     LogsnrConfig: logsnr.main,
     NetworksConfig: networks.main,
+    PrecisionConfig: precision.main,
     SoakConfig: soak.main,
     SpeedConfig: speed.main,
     StepsConfig: steps.main,
@@ -126,6 +129,10 @@ def main() -> None:
         | Annotated[
             NetworksConfig,
             subcommand("networks", description="What networks cost here, and what they achieve."),
+        ]
+        | Annotated[
+            PrecisionConfig,
+            subcommand("precision", description="What int8 weights gain, and what they change."),
         ]
         | Annotated[
             SoakConfig,

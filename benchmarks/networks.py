@@ -30,9 +30,9 @@ from models import checkpoint
 from models.checkpoint import Manifest
 from models.describe import NetworkCost, camera_costs
 from models.instruction_encoder import INSTRUCTION_DIM
-from policy_server.backends.protocol import Backend, BackendSettings
+from policy_server.backends.choice import BackendName, make_backend
+from policy_server.backends.protocol import Backend
 from policy_server.calibration import zero_observation
-from policy_server.server import BackendName, make_backend
 
 _SHOWN_STEPS = (1, 2, 5, 10)
 BACKENDS: tuple[BackendName, ...] = ("onnx", "torch")
@@ -108,11 +108,16 @@ def measure(config: NetworksConfig) -> list[dict[str, Any]]:
     """One row for each checkpoint, backend, and w of 0 and 1."""
     manifests: dict[Path, Manifest] = {}
     cases: list[_Case] = []
-    settings = BackendSettings(config.num_threads, config.requests)
     for folder in tqdm(config.checkpoints, desc="loading"):
         manifests[folder], policy = checkpoint.load(folder)
         for name in BACKENDS:
-            backend = make_backend(name, policy, settings, folder)
+            backend = make_backend(
+                name,
+                policy,
+                folder,
+                num_threads=config.num_threads,
+                max_requests=config.requests,
+            )
             cases += [
                 _Case(folder, backend, n, w) for n in (1, config.requests) for w in (0.0, 1.0)
             ]

@@ -92,7 +92,7 @@ class RobotPolicy:
 
         return sample
 
-    def _observations(self, specs: Sequence[EpisodeSpec]) -> dict[str, npt.NDArray[np.float32]]:
+    def observations(self, specs: Sequence[EpisodeSpec]) -> dict[str, npt.NDArray[np.float32]]:
         """What the robot sees at the start of each episode, [specs, obs_steps, …] a name."""
         seen = []
         simulation = self._simulations[0] if self._simulations else self.robot.simulation()
@@ -117,7 +117,7 @@ class RobotPolicy:
         """
         some = specs[:_SPREAD_OBSERVATIONS]
         rows = np.repeat(np.arange(len(some)), _SPREAD_SEEDS)
-        observation = {name: a[rows] for name, a in self._observations(some).items()}
+        observation = {name: a[rows] for name, a in self.observations(some).items()}
         instruction = self.embed([some[int(row)].instruction for row in rows])
         chunks = sample_chunks(
             self.policy, observation, instruction, sampling, seeds=range(len(rows))

@@ -9,8 +9,9 @@ of the desk's bundled policy are also timed from a client of a server in a proce
 from __future__ import annotations
 
 import random
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -25,11 +26,14 @@ from tqdm import tqdm
 
 from benchmarks import results, speed_report
 from benchmarks.floor import Bandwidth, MatrixRate, StepWork
+from benchmarks.in_process import InProcess
 from benchmarks.sampling_loops import SamplingLoops
 from benchmarks.server_process import running_server
 from client import PolicyClient
 from client.sims.desk.spec import DESK_SPEC, TASKS
 from models import checkpoint
+from models.checkpoint import SamplingDefaults
+from models.export import export_graphs
 from models.instruction_encoder import INSTRUCTION_DIM
 from models.networks.config import NetworkConfig
 from models.networks.film_mlp import FilmMlpConfig
@@ -39,10 +43,7 @@ from models.policy import DiffusionConfig, DiffusionPolicy
 from policy_server.backends.onnx_backend import OnnxBackend
 from policy_server.backends.protocol import Backend, BackendSettings
 from policy_server.backends.torch_backend import TorchBackend
-from policy_server.calibration import measure_cost, zero_observation
-from policy_server.engine import Engine, EngineLimits
-from policy_server.planner import Planner, StepRange
-from policy_server.requests import Answer, EngineRequest, Outcome
+from policy_server.calibration import zero_observation
 
 NetworkName = Literal["mlp", "unet", "unet_large", "transformer"]
 
@@ -55,6 +56,8 @@ NETWORKS: dict[NetworkName, NetworkConfig] = {
     "transformer": TransformerConfig.for_spec(DESK_SPEC, len(TASKS) - 1),
 }
 """In the shapes of the desk; all but the large U-Net in their default sizes."""
+BACKENDS = ("onnx", "onnx-int8", "torch")
+REMOTE_BACKENDS = ("onnx", "onnx-int8")
 _MANY_STEPS = 1000
 _STEP_SAMPLES = 5
 _SHORT_S = 0.1
@@ -154,22 +157,12 @@ class Cell:
         return median(self.samples[name]) if name in self.timed else None
 
 
-class _Server:
+class _Server(InProcess):
     """Our own side: the engine over one backend, in process."""
 
     def __init__(self, policy: DiffusionPolicy, backend: Backend) -> None:
-        self.backend = backend
-        steps = policy.diffusion.num_timesteps
-        clock = time.monotonic
+        super().__init__(policy, backend, SamplingDefaults(), _MAX_CALL_S)
         self._observation = zero_observation(policy.spec)
-        self._engine = Engine(
-            backend,
-            Planner(StepRange(1, steps, steps), policy.diffusion.alpha_bar, "trailing", "ddim"),
-            measure_cost(backend, self._observation, clock, _MAX_CALL_S),
-            clock,
-            EngineLimits(_MAX_CALL_S, backend.buffers.max_requests),
-        )
-        self._number = 0
 
     def step(self, robots: int, w: float) -> float:
         """Seconds of one call."""
@@ -177,35 +170,17 @@ class _Server:
         rows = buffers.lay_out(np.full(robots, w, np.float32), np.arange(robots))
         return _seconds(partial(self.backend.step, robots, rows))
 
-    def requests(self, robots: int, w: float, num_steps: int) -> float:
+    def together(self, robots: int, w: float, num_steps: int) -> float:
         """Seconds from requests that arrive together to the last answer."""
-        self._number += 1
-        arrived_s = time.monotonic()
-        asked = [
-            EngineRequest(
-                key=(f"robot {robot}", self._number),
-                observation=self._observation,
-                instruction=np.zeros(INSTRUCTION_DIM, np.float32),
-                arrived_s=arrived_s,
-                deadline_s=arrived_s + _PATIENCE_S,
-                num_steps=num_steps,
-                guidance_scale=w,
-                eta=0.0,
-                seed=robot,
-                best_effort=True,
-            )
-            for robot in range(robots)
-        ]
-        begun_s = time.perf_counter()
-        outcomes: list[Outcome] = []
-        for request in asked:
-            outcomes += self._engine.submit(request)
-        while self._engine.busy:
-            outcomes += self._engine.advance()
-        taken_s = time.perf_counter() - begun_s
-        if len(outcomes) != robots or not all(isinstance(o, Answer) for o in outcomes):
-            raise RuntimeError(f"engine: expected {robots} answers, got {outcomes}")
-        return taken_s
+        requests = self.requests(
+            [self._observation] * robots,
+            [np.zeros(INSTRUCTION_DIM, np.float32)] * robots,
+            range(robots),
+            num_steps=num_steps,
+            guidance_scale=w,
+            eta=0.0,
+        )
+        return _seconds(partial(self.answers, requests))
 
 
 class _Remote:
@@ -228,17 +203,21 @@ def _seconds(measured: Callable[[], object]) -> float:
     return time.perf_counter() - begun_s
 
 
-def _cells(config: SpeedConfig, remote: _Remote | None) -> Iterator[Cell]:
+def _cells(config: SpeedConfig, remotes: Mapping[str, _Remote]) -> Iterator[Cell]:
     """Everything that is timed, network by network."""
     settings = BackendSettings(config.num_threads, max(config.robots))
     for name in tqdm(config.networks, desc="loading"):
         network = NETWORKS[name]
         torch.manual_seed(config.seed)
         policy = DiffusionPolicy(DESK_SPEC, network, DiffusionConfig()).eval()
-        servers = [
-            _Server(policy, OnnxBackend(policy, settings, None)),
-            _Server(policy, TorchBackend(policy, settings)),
-        ]
+        with tempfile.TemporaryDirectory() as graphs:
+            folder = Path(graphs)
+            export_graphs(policy, folder)
+            servers = [
+                _Server(policy, OnnxBackend(policy, settings, folder)),
+                _Server(policy, OnnxBackend(policy, settings, folder, int8=True)),
+                _Server(policy, TorchBackend(policy, settings)),
+            ]
         alpha_bar = torch.from_numpy(policy.diffusion.alpha_bar).float()
         counts = (config.num_steps, *((_MANY_STEPS,) if name == "mlp" else ()))
         for robots, guided, num_steps in product(config.robots, (False, True), counts):
@@ -251,9 +230,10 @@ def _cells(config: SpeedConfig, remote: _Remote | None) -> Iterator[Cell]:
             for server in servers:
                 kind = server.backend.name
                 timed[f"{kind} step"] = partial(server.step, robots, w)
-                timed[f"{kind} request"] = partial(server.requests, robots, w, num_steps)
-            if remote is not None and name == "mlp" and robots == 1:
-                timed["socket request"] = partial(remote.request, w, num_steps)
+                timed[f"{kind} request"] = partial(server.together, robots, w, num_steps)
+            if name == "mlp" and robots == 1:
+                for kind, remote in remotes.items():
+                    timed[f"{kind} socket request"] = partial(remote.request, w, num_steps)
             yield Cell(name, robots, guided, num_steps, timed)
 
 
@@ -264,13 +244,14 @@ def measure(config: SpeedConfig) -> tuple[list[dict[str, Any]], dict[str, list[f
     rate = MatrixRate(config.num_threads)
     bandwidth = {name: Bandwidth(work[name].weight_bytes) for name in config.networks}
     with ExitStack() as stack:
-        remote = None
+        remotes = {}
         if "mlp" in config.networks and 1 in config.robots:
-            options = ("--backend", "onnx", "--num-threads", str(config.num_threads))
-            server = running_server(checkpoint.PRETRAINED / "desk", *options)
-            address = stack.enter_context(server).address
-            remote = _Remote(stack.enter_context(PolicyClient(address)))
-        cells = list(_cells(config, remote))
+            for backend in REMOTE_BACKENDS:
+                options = ("--backend", backend, "--num-threads", str(config.num_threads))
+                server = running_server(checkpoint.PRETRAINED / "desk", *options)
+                address = stack.enter_context(server).address
+                remotes[backend] = _Remote(stack.enter_context(PolicyClient(address)))
+        cells = list(_cells(config, remotes))
         order = random.Random(config.seed)
         for _ in tqdm(range(config.rounds), desc="timing", unit="round"):
             rate.measure()
@@ -294,7 +275,7 @@ def measure(config: SpeedConfig) -> tuple[list[dict[str, Any]], dict[str, list[f
                 "operations_per_s": rate.operations_per_s,
                 "bytes_per_s": bandwidth[cell.network].bytes_per_s,
             }
-            for backend in ("onnx", "torch")
+            for backend in BACKENDS
         ]
     samples = {f"{cell.name}/{name}": s for cell in cells for name, s in cell.samples.items()}
     return rows, samples
@@ -311,7 +292,7 @@ def _row(config: SpeedConfig, cell: Cell, backend: str, floor_s: float) -> dict[
         "num_steps": cell.num_steps,
         "step_p50_s": cell.p50(f"{backend} step"),
         "request_p50_s": cell.p50(f"{backend} request"),
-        "socket_request_p50_s": cell.p50("socket request") if backend == "onnx" else None,
+        "socket_request_p50_s": cell.p50(f"{backend} socket request"),
         "floor_step_s": floor_s,
         "lesson_loop_p50_s": cell.p50("lesson"),
         "diffusers_p50_s": cell.p50("diffusers"),

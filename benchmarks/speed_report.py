@@ -45,10 +45,13 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """A step of a request over the floor: ours with both backends, and the two loops."""
     fewest = min(row["num_steps"] for row in rows)
     shown = [row for row in rows if row["num_steps"] == fewest]
-    onnx, torch = ([row for row in shown if row["backend"] == name] for name in ("onnx", "torch"))
+    onnx, int8, torch = (
+        [row for row in shown if row["backend"] == name] for name in ("onnx", "onnx-int8", "torch")
+    )
     contenders = {
         "onnx: network call": [row["step_p50_s"] for row in onnx],
         "onnx: request": [row["request_p50_s"] / fewest for row in onnx],
+        "onnx-int8: request": [row["request_p50_s"] / fewest for row in int8],
         "torch: request": [row["request_p50_s"] / fewest for row in torch],
         "diffusers": [row["diffusers_p50_s"] / fewest for row in onnx],
         "the lesson's loop": [row["lesson_loop_p50_s"] / fewest for row in onnx],
@@ -57,7 +60,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(onnx))
-    for (name, seconds), marker in zip(contenders.items(), "osD^v", strict=True):
+    for (name, seconds), marker in zip(contenders.items(), "os*D^v", strict=True):
         axes.plot(places, np.array(seconds) / floors, marker, label=name)
     axes.axhline(_FLOOR, color="black", lw=1)
     axes.set(yscale="log", ylabel="time of a step / floor", title="distance to the floor")

@@ -13,7 +13,7 @@ from tyro.conf import Positional, subcommand
 from models import checkpoint
 from models.checkpoint import CheckpointError
 from models.describe import EXPLANATION, camera_table, cost_table, default_configs
-from models.export import export_encoder, export_step
+from models.export import export_graphs
 from models.train import TrainConfig, train
 from models.train_mixture import TrainMixtureConfig, train_mixture
 from models.train_pusht import TrainPushtConfig
@@ -21,7 +21,11 @@ from models.train_pusht import TrainPushtConfig
 
 @dataclass(frozen=True)
 class Export:
-    """Write model.onnx and encoder.onnx into a checkpoint folder and list them in its manifest."""
+    """Write ONNX graphs into a checkpoint folder and list them in its manifest.
+
+    model.onnx is a denoising step, model_int8.onnx the same with int8 weights, and encoder.onnx
+    what a request needs once.
+    """
 
     checkpoint: Positional[Path]
     """Folder made by `python -m models train`."""
@@ -87,8 +91,7 @@ def main() -> None:
                 folder = command.checkpoint
                 checkpoint.discard_exports(folder)  # damaged ones can thus be repaired
                 manifest, policy = checkpoint.load(folder)
-                export_step(policy, folder / checkpoint.ONNX)
-                export_encoder(policy, folder / checkpoint.ENCODER_ONNX)
+                export_graphs(policy, folder)
                 checkpoint.write_manifest(folder, manifest)
                 sys.stderr.write(f"wrote {', '.join(checkpoint.EXPORTS)} into {folder}\n")
             case Describe():

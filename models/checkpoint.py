@@ -29,9 +29,10 @@ from models.vision import VisionConfig, vision_from_json, vision_to_json
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 ONNX = "model.onnx"
+INT8_ONNX = "model_int8.onnx"
 ENCODER_ONNX = "encoder.onnx"
-EXPORTS = (ONNX, ENCODER_ONNX)
-"""The guided step and the encoder: a checkpoint has both or neither."""
+EXPORTS = (ONNX, INT8_ONNX, ENCODER_ONNX)
+"""The guided step, the same with int8 weights, and the encoder: a checkpoint has all or none."""
 MANIFEST = "manifest.json"
 PRETRAINED = Path(__file__).parent / "pretrained"
 """Checkpoints that ship with the package, by task name."""
@@ -260,9 +261,9 @@ def load(folder: Path) -> tuple[Manifest, DiffusionPolicy]:
     if WEIGHTS not in manifest.files:
         msg = f"{folder / MANIFEST}: files: expected a hash of {WEIGHTS}"
         raise CheckpointError(msg)
-    if len(manifest.files.keys() & set(EXPORTS)) == 1:
+    if len(manifest.files.keys() & set(EXPORTS)) not in {0, len(EXPORTS)}:
         msg = (
-            f"{folder / MANIFEST}: files: expected both {' and '.join(EXPORTS)} or neither; "
+            f"{folder / MANIFEST}: files: expected all of {', '.join(EXPORTS)} or none; "
             f"make them again: python -m models export {folder}"
         )
         raise CheckpointError(msg)

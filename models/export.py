@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from models.checkpoint import ENCODER_ONNX, INT8_ONNX, ONNX
 from models.guidance import branch_rows
 from models.instruction_encoder import INSTRUCTION_DIM
 from models.policy import DiffusionPolicy
+from models.quantize import quantize_weights
 
 STEP_INPUTS = (
     "x_t",
@@ -75,6 +77,18 @@ def encoder_inputs(policy: DiffusionPolicy) -> tuple[tuple[Tensor, ...], Tensor,
         torch.arange(rows).repeat_interleave(2),
         torch.tensor([False, True]).repeat(rows),
     )
+
+
+def export_graphs(policy: DiffusionPolicy, folder: Path) -> None:
+    """Write all graphs of `checkpoint.EXPORTS` into a folder (seconds).
+
+    Args:
+        policy: in evaluation mode.
+        folder: an interrupted export leaves the files that were whole already.
+    """
+    export_step(policy, folder / ONNX)
+    quantize_weights(folder / ONNX, folder / INT8_ONNX)
+    export_encoder(policy, folder / ENCODER_ONNX)
 
 
 def export_step(policy: DiffusionPolicy, path: Path) -> None:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
+from policy_server.cores import allowed_cores, control_groups, quota_cores, read_text
 from policy_server.cost_model import quantile
 from policy_server.priority import leads_session, set_nice
 
@@ -65,14 +66,6 @@ class Finding:
     remedy: str = ""
 
 
-def _read(path: Path) -> str | None:
-    """A kernel's file; None where it is missing or may not be read."""
-    try:
-        return path.read_text("utf-8", "replace").strip()
-    except OSError:
-        return None
-
-
 def examine_cores(usable: int | None) -> Finding:
     """How many may be used, all limits but quotas considered."""
     if usable is None:
@@ -87,12 +80,9 @@ def examine_quota(root: Path) -> Finding:
     Args:
         root: "/", or a folder with the same files.
     """
-    cores, throttled = None, 0
-    for folder in _cgroups(root):
-        for limit in (_quota_v2(folder), _quota_v1(folder)):
-            if limit is not None:
-                cores = limit if cores is None else min(cores, limit)
-        statistics = (_read(folder / "cpu.stat") or "").splitlines()
+    cores, throttled = quota_cores(root), 0
+    for folder in control_groups(root):
+        statistics = (read_text(folder / "cpu.stat") or "").splitlines()
         counts = dict(line.split(maxsplit=1) for line in statistics if " " in line)
         throttled = max(throttled, int(counts.get("nr_throttled", "0")))
     if cores is None:
@@ -105,34 +95,10 @@ def examine_quota(root: Path) -> Finding:
     return Finding("container's quota", seen, remedy if cores < _MIN_CORES or throttled else "")
 
 
-def _cgroups(root: Path) -> Iterator[Path]:
-    """Folders of the control groups that this process is in, up to the topmost."""
-    mounted = root / "sys/fs/cgroup"
-    for line in (_read(root / "proc/self/cgroup") or "0::/").splitlines():
-        _, controllers, path = (*line.split(":", 2), "", "")[:3]
-        if controllers == "" or "cpu" in controllers.split(","):
-            base = mounted / ("cpu" if controllers else "")
-            # inside a container the path is often that of the host, which is not there
-            inner = base / path.strip("/")
-            yield inner
-            yield from (parent for parent in inner.parents if parent.is_relative_to(base))
-
-
-def _quota_v2(folder: Path) -> float | None:
-    quota, _, period = (_read(folder / "cpu.max") or "max").partition(" ")
-    return None if quota == "max" else int(quota) / int(period or "100000")
-
-
-def _quota_v1(folder: Path) -> float | None:
-    quota = int(_read(folder / "cpu.cfs_quota_us") or "-1")
-    period = int(_read(folder / "cpu.cfs_period_us") or "100000")
-    return None if quota < 0 else quota / period
-
-
 def examine_governor(root: Path) -> Finding:
     """Whether cores slow down when there is little to do, and are slow at first."""
     files = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_governor")
-    governors = sorted({found for file in files if (found := _read(file))})
+    governors = sorted({found for file in files if (found := read_text(file))})
     if not governors:
         return Finding("frequency governor", "unknown (usual in virtual machines)")
     slow = [name for name in governors if name != "performance"]
@@ -142,7 +108,7 @@ def examine_governor(root: Path) -> Finding:
 
 def examine_swap(root: Path) -> Finding:
     """Memory that has been written to a disk is read again when it is needed."""
-    lines = (_read(root / "proc/meminfo") or "").splitlines()
+    lines = (read_text(root / "proc/meminfo") or "").splitlines()
     sizes = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
     if not {"SwapTotal", "SwapFree"} <= sizes.keys():
         return Finding("swap", "unknown")
@@ -167,12 +133,12 @@ def examine_priority(nice: int) -> Finding:
 
 def examine_sessions(root: Path, nice: int) -> Finding:
     """Whether a priority counts for all programs, or between those of one session only."""
-    group = next(_cgroups(root), None)
-    weight = None if group is None else _read(group / "cpu.weight")
+    group = next(control_groups(root), None)
+    weight = None if group is None else read_text(group / "cpu.weight")
     if weight is not None:
         seen = f"in a control group of weight {weight} (systemd's CPUWeight=), which counts first"
         return Finding("sessions", seen)
-    if (_read(root / "proc/sys/kernel/sched_autogroup_enabled") or "0") == "0":
+    if (read_text(root / "proc/sys/kernel/sched_autogroup_enabled") or "0") == "0":
         return Finding("sessions", "not told apart by the scheduler")
     seen = "the scheduler shares time out between sessions first (autogroup)"
     remedy = (
@@ -184,7 +150,7 @@ def examine_sessions(root: Path, nice: int) -> Finding:
 
 def busy_s(root: Path) -> float | None:
     """Processor time that all cores together have been busy, stolen by other machines included."""
-    fields = (_read(root / "proc/stat") or "").partition("\n")[0].split()
+    fields = (read_text(root / "proc/stat") or "").partition("\n")[0].split()
     if len(fields) < 9 or fields[0] != "cpu":
         return None
     user, low, system, _idle, _waiting, interrupts, soft, stolen = map(int, fields[1:9])
@@ -249,7 +215,7 @@ def examine_timer(late_s: Sequence[float]) -> Finding:
 
 def examine(config: DoctorConfig, root: Path = Path("/")) -> list[Finding]:
     """Look at everything; takes `config.duration_s`."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    usable = allowed_cores()
     findings = [
         examine_cores(usable),
         examine_quota(root),

@@ -40,11 +40,13 @@ class ReadyModel(NamedTuple):
         engine: with nothing inside.
         metadata: what a server says of it.
         cost: what its calls take.
+        num_threads: of a call.
     """
 
     engine: Scheduler
     metadata: Metadata
     cost: CostModel
+    num_threads: int
 
 
 class ModelSwap:
@@ -131,7 +133,7 @@ class ModelSwap:
                     raise CheckpointError(f"is for another robot: {'; '.join(different)}")
                 for file in manifest.files:
                     shutil.copyfile(self._folder / file, copy / Path(file).name)
-                if self._serving.backend == "onnx" and checkpoint.ONNX not in manifest.files:
+                if self._serving.backend != "torch" and checkpoint.ONNX not in manifest.files:
                     self._export_graphs(copy)
                 return self._load(copy)
             except CheckpointError as error:

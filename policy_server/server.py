@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import torch
 
@@ -23,12 +23,10 @@ from client.messages import Metadata, SamplingDefaults
 from models import checkpoint
 from models.checkpoint import CheckpointError
 from models.instruction_encoder import InstructionEncoder, weights_sha256
-from models.policy import DiffusionPolicy
 from models.samplers import takes_eta
-from policy_server.backends.onnx_backend import OnnxBackend
-from policy_server.backends.protocol import Backend, BackendSettings
-from policy_server.backends.torch_backend import TorchBackend
-from policy_server.calibration import measure_calls, measure_cost, warm_up, zero_observation
+from policy_server.backends.choice import BackendName, make_backend
+from policy_server.backends.protocol import Backend
+from policy_server.calibration import measure_cost, warm_up, zero_observation
 from policy_server.connections import reserve_descriptors
 from policy_server.cost_model import CostModel
 from policy_server.engine import Engine, EngineLimits
@@ -44,7 +42,6 @@ from policy_server.service import Service
 
 log = logging.getLogger(__name__)
 
-BackendName = Literal["auto", "onnx", "torch"]
 MAX_GUIDANCE_SCALE = 100.0
 """Far beyond what is of use; what is larger yet would only meet the clipping bound."""
 EngineFactory = Callable[
@@ -63,9 +60,12 @@ class ServerConfig:
         keys: folder made by `python -m policy_server keygen`: everything is encrypted, and only
             clients whose key is in its clients/ may connect.
         unencrypted: let anybody on the network connect and read along.
-        backend: what runs the network; auto measures both and takes the faster.
-        num_threads: of one network call, and of encoding instructions. More than one pays only for
-            large networks, and takes cores from whatever else runs here.
+        backend: what runs the network; auto measures torch and onnx and takes the faster. With
+            onnx-int8 large networks take half of that, and chunks are a little different: `python
+            -m benchmarks precision` says what that does to task success.
+        num_threads: of one network call, and of encoding instructions. If not given, calls are
+            measured: more threads than one are taken where twice as many make them at least 1.4
+            times as fast, since they are taken from whatever else runs here.
         max_in_flight: requests inside at one time; more are refused at once.
         max_in_flight_per_client: the same for those of one connection; more than a few are of use
             only where many robots share one.
@@ -85,7 +85,7 @@ class ServerConfig:
     keys: Path | None = None
     unencrypted: bool = False
     backend: BackendName = "auto"
-    num_threads: int = 1
+    num_threads: int | None = None
     max_in_flight: int = 128
     max_in_flight_per_client: int = 16
     max_clients: int = MAX_CLIENTS
@@ -103,49 +103,11 @@ class ServerConfig:
         if not -20 <= self.nice <= 19:
             msg = f"nice: expected -20..19, got {self.nice}"
             raise ValueError(msg)
-        for name in (
-            "num_threads",
-            "max_in_flight",
-            "max_in_flight_per_client",
-            "max_clients",
-        ):
-            if getattr(self, name) < 1:
-                msg = f"{name}: expected at least 1, got {getattr(self, name)}"
+        for name in ("num_threads", "max_in_flight", "max_in_flight_per_client", "max_clients"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                msg = f"{name}: expected at least 1, got {value}"
                 raise ValueError(msg)
-
-
-def make_backend(
-    name: BackendName, policy: DiffusionPolicy, settings: BackendSettings, folder: Path
-) -> Backend:
-    """The named backend, or with "auto" the one whose guided step is faster here.
-
-    Args:
-        name: see `ServerConfig.backend`.
-        policy: in evaluation mode.
-        settings: threads and rows.
-        folder: checkpoint folder; its model.onnx is used if the manifest names it.
-    """
-    listed = checkpoint.ONNX in checkpoint.read_manifest(folder).files
-    model = folder / checkpoint.ONNX if listed else None
-    match name:
-        case "torch":
-            return TorchBackend(policy, settings)
-        case "onnx":
-            return OnnxBackend(policy, settings, model)
-        case "auto":
-            candidates: list[Backend] = [
-                TorchBackend(policy, settings),
-                OnnxBackend(policy, settings, model),
-            ]
-            step_s = {backend.name: _guided_step_s(backend) for backend in candidates}
-            log.info("guided step: %s", {k: f"{v * 1e3:.2f} ms" for k, v in step_s.items()})
-            return min(candidates, key=lambda backend: step_s[backend.name])
-
-
-def _guided_step_s(backend: Backend) -> float:
-    """Of one request and of eight, a request: both a lone robot and a fleet count."""
-    seconds = [s for _, s in measure_calls(backend, time.monotonic, 4)]
-    return seconds[0] + seconds[-1] / (1 << len(seconds) - 1)
 
 
 def load_model(
@@ -165,8 +127,13 @@ def load_model(
             f"{manifest.instruction_encoder['package']} (weights sha256 {expected})"
         )
         raise CheckpointError(msg)
-    settings = BackendSettings(config.num_threads, max_requests=config.max_in_flight)
-    backend = make_backend(config.backend, policy, settings, config.checkpoint)
+    backend = make_backend(
+        config.backend,
+        policy,
+        config.checkpoint,
+        num_threads=config.num_threads,
+        max_requests=config.max_in_flight,
+    )
     steps = StepRange(
         manifest.min_steps if config.min_steps is None else config.min_steps,
         (manifest.max_useful_steps if config.max_useful_steps is None else config.max_useful_steps),
@@ -214,7 +181,7 @@ def load_model(
         backend=backend.name,
         server_version=version("policy_server"),
     )
-    return ReadyModel(engine, metadata, cost)
+    return ReadyModel(engine, metadata, cost, backend.num_threads)
 
 
 def make_instructions() -> InstructionCache:
@@ -235,7 +202,9 @@ def serve(config: ServerConfig, make_engine: EngineFactory = Engine) -> None:
     limits = wire.WireLimits.of_requests(checkpoint.read_manifest(config.checkpoint).spec)
     reserve_descriptors(config.max_clients)
     set_nice(config.nice)  # before any thread is started
-    torch.set_num_threads(config.num_threads)  # the cache bounds what one thread takes to encode
+    torch.set_num_threads(
+        config.num_threads or 1
+    )  # the cache bounds what one thread takes to encode
     stopped: list[int] = []
     hung_up: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -244,14 +213,15 @@ def serve(config: ServerConfig, make_engine: EngineFactory = Engine) -> None:
     reactor = Reactor(limits, keys, config.max_clients)
     with ExitStack() as stack:
         stack.callback(reactor.close)
-        engine, metadata, cost = load_model(config, limits, make_engine)
+        engine, metadata, cost, num_threads = load_model(config, limits, make_engine)
         instructions = make_instructions()
         service = Service(engine, instructions, metadata, time.monotonic, reactor.send)
         stack.callback(service.close)
         if config.metrics_port is not None:
             reactor.metrics = Metrics(metadata.model_id, cost)
             stack.enter_context(MetricsServer(reactor.metrics, config.metrics_port))
-        same_backend = replace(config, backend=cast("BackendName", metadata.backend))
+        chosen = cast("BackendName", metadata.backend)
+        same_backend = replace(config, backend=chosen, num_threads=num_threads)
 
         def load(folder: Path) -> ReadyModel:
             return load_model(replace(same_backend, checkpoint=folder), limits, make_engine)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.checkpoint import ENCODER_ONNX, ONNX
-from models.export import ENCODER_OUTPUT, export_encoder, export_step, observation_input
+from models.checkpoint import ENCODER_ONNX, INT8_ONNX, ONNX
+from models.export import ENCODER_OUTPUT, observation_input
 from models.instruction_encoder import INSTRUCTION_DIM
 from models.policy import DiffusionPolicy
 from policy_server.backends.bound_graph import BoundGraph
@@ -19,15 +18,25 @@ from policy_server.backends.protocol import BackendSettings, StepBuffers
 
 
 class OnnxBackend:
-    """See `protocol.Backend`."""
+    """See `protocol.Backend`.
 
-    name = "onnx"
+    Args:
+        policy: that the graphs are of.
+        settings: threads and rows.
+        folder: of the graphs, which are read once.
+        int8: multiply the step's weights as int8.
+    """
 
     def __init__(
-        self, policy: DiffusionPolicy, settings: BackendSettings, model: Path | None
+        self,
+        policy: DiffusionPolicy,
+        settings: BackendSettings,
+        folder: Path,
+        *,
+        int8: bool = False,
     ) -> None:
-        """Load `model` and the encoder beside it, or export both first (seconds) if it is None."""
-        policy.eval()
+        self.name = "onnx-int8" if int8 else "onnx"
+        self.num_threads = settings.num_threads
         normalizer = policy.action_normalizer
         self._scale, self._offset = normalizer.scale.numpy(), normalizer.offset.numpy()
         self._minimum, self._maximum = policy.action_minimum.numpy(), policy.action_maximum.numpy()
@@ -40,13 +49,8 @@ class OnnxBackend:
         }
         self._instructions = np.zeros((most, INSTRUCTION_DIM), np.float32)
         self._encoded = np.zeros((2 * most, film_dim), np.float32)
-        with tempfile.TemporaryDirectory() as folder:
-            if model is None:
-                model = Path(folder) / ONNX
-                export_step(policy, model)
-                export_encoder(policy, model.with_name(ENCODER_ONNX))
-            self._step = self._bound_step(model, settings)
-            self._encoder = self._bound_encoder(model.with_name(ENCODER_ONNX), settings)
+        self._step = self._bound_step(folder / (INT8_ONNX if int8 else ONNX), settings)
+        self._encoder = self._bound_encoder(folder / ENCODER_ONNX, settings)
 
     def _bound_step(self, path: Path, settings: BackendSettings) -> BoundGraph:
         buffers = self.buffers

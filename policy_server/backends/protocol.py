@@ -83,9 +83,16 @@ class BackendSettings:
 
 
 class Backend(Protocol):
-    """Evaluates the policy; synchronous, from one thread, and done when a method returns."""
+    """Evaluates the policy; synchronous, from one thread, and done when a method returns.
+
+    Attributes:
+        name: as in `--backend`.
+        num_threads: of a call.
+        buffers: what a step reads and writes.
+    """
 
     name: str
+    num_threads: int
     buffers: StepBuffers
 
     def encode(

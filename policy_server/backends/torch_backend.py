@@ -19,6 +19,7 @@ class TorchBackend:
     name = "torch"
 
     def __init__(self, policy: DiffusionPolicy, settings: BackendSettings) -> None:
+        self.num_threads = settings.num_threads
         torch.set_num_threads(settings.num_threads)
         self._policy = policy.eval()
         self._encoder = policy.condition_encoder()

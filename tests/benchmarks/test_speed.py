@@ -30,7 +30,7 @@ def test_every_cell_is_measured_beside_floor_and_baselines(tmp_path, monkeypatch
         (robots, guided, backend)
         for robots in (1, 3)
         for guided in (False, True)
-        for backend in ("onnx", "torch")
+        for backend in ("onnx", "onnx-int8", "torch")
     ]
     with np.load(tmp_path / "speed_samples.npz") as file:
         samples = dict(file)

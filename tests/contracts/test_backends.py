@@ -2,14 +2,16 @@
 
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
 
 from client.specs import ArraySpec
-from models import checkpoint
-from models.export import export_encoder, export_step
+from models.export import export_graphs
 from models.guidance import branch_rows
 from models.instruction_encoder import INSTRUCTION_DIM
 from models.samplers import draw_noise
@@ -19,12 +21,23 @@ from policy_server.backends.torch_backend import TorchBackend
 from tests.policies import CAMERA_SPEC, TINY_SPEC, TINY_VISION, make_policy
 
 SETTINGS = BackendSettings(num_threads=1, max_requests=4)
+
+
+def make_onnx(policy, *, int8=False):
+    with TemporaryDirectory() as folder:
+        export_graphs(policy, Path(folder))
+        return OnnxBackend(policy, SETTINGS, Path(folder), int8=int8)
+
+
 BACKENDS = {
     "torch": lambda policy: TorchBackend(policy, SETTINGS),
-    "onnx": lambda policy: OnnxBackend(policy, SETTINGS, None),
+    "onnx": make_onnx,
+    "onnx-int8": partial(make_onnx, int8=True),
 }
-TOLERANCE = 1e-5
-"""Largest difference from the float64 reference, in normalised units (samples are within ±1)."""
+ROUNDING = 1e-5
+TOLERANCE = {"torch": ROUNDING, "onnx": ROUNDING, "onnx-int8": 0.2}
+"""Largest difference from the float64 reference, in normalised units (samples are within ±1); the
+last is of networks without training, guided with w up to 3, which multiplies differences."""
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
@@ -75,8 +88,9 @@ def test_step_equals_a_float64_reference(backend, policy, w):
     with torch.inference_mode():
         x_prev, x0 = reference(*inputs)
     backend.step(requests, network_rows)
-    np.testing.assert_allclose(backend.buffers.x_prev[:requests], x_prev, atol=TOLERANCE)
-    np.testing.assert_allclose(backend.buffers.x0[:requests], x0, atol=TOLERANCE)
+    tolerance = TOLERANCE[backend.name]
+    np.testing.assert_allclose(backend.buffers.x_prev[:requests], x_prev, atol=tolerance)
+    np.testing.assert_allclose(backend.buffers.x0[:requests], x0, atol=tolerance)
 
 
 def test_a_row_is_the_same_alone_and_in_company(backend):
@@ -91,7 +105,7 @@ def test_a_row_is_the_same_alone_and_in_company(backend):
             getattr(buffers, key)[0] = inputs[key][i]
         rows = buffers.lay_out(inputs["guidance_scale"][i : i + 1], slots[i : i + 1])
         backend.step(1, rows)
-        np.testing.assert_allclose(buffers.x_prev[0], together[i], atol=TOLERANCE)
+        np.testing.assert_allclose(buffers.x_prev[0], together[i], atol=ROUNDING)
 
 
 NOT_FINITE = [(w, bad, branches) for w in (0, 1) for bad in (np.nan, np.inf) for branches in (1, 2)]
@@ -165,7 +179,7 @@ def test_encoding_together_is_encoding_one_by_one(backend, policy):
         [3, 1, 0, 2], observations, instructions, strict=True
     ):
         backend.encode([slot], [observation], [instruction])
-    np.testing.assert_allclose(backend.buffers.conditions, together, atol=TOLERANCE)
+    np.testing.assert_allclose(backend.buffers.conditions, together, atol=ROUNDING)
 
 
 def test_any_observation_can_be_encoded(name):
@@ -217,18 +231,18 @@ def test_calls_of_many_sizes_one_after_another_are_as_if_each_were_the_first(bac
                 *(torch.from_numpy(array) for array in inputs.values())
             )
         backend.step(requests, network_rows)
-        np.testing.assert_allclose(backend.buffers.x_prev[:requests], x_prev, atol=TOLERANCE)
+        tolerance = TOLERANCE[backend.name]
+        np.testing.assert_allclose(backend.buffers.x_prev[:requests], x_prev, atol=tolerance)
 
 
 def test_the_exports_of_a_checkpoint_are_used(tmp_path, policy):
-    export_step(policy, tmp_path / checkpoint.ONNX)
-    export_encoder(policy, tmp_path / checkpoint.ENCODER_ONNX)
+    export_graphs(policy, tmp_path)
     other = make_policy(spec=policy.spec, vision=policy.vision, seed=1)  # were it exported anew
-    backend = OnnxBackend(other, SETTINGS, tmp_path / checkpoint.ONNX)
+    backend = OnnxBackend(other, SETTINGS, tmp_path)
     observations, instructions = asked(policy.spec, 1)
     backend.encode([0], observations, instructions)
     expected = expected_parts(policy, observations[0], instructions[0])
-    np.testing.assert_allclose(backend.buffers.conditions[:2], expected, atol=TOLERANCE)
+    np.testing.assert_allclose(backend.buffers.conditions[:2], expected, atol=ROUNDING)
     assert not np.allclose(expected, expected_parts(other, observations[0], instructions[0]))
 
 

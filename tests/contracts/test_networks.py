@@ -9,7 +9,7 @@ import torch
 
 from client.specs import ArraySpec
 from models import checkpoint
-from models.export import STEP_INPUTS, export_encoder, export_step, observation_input
+from models.export import STEP_INPUTS, export_graphs, observation_input
 from models.guidance import branch_rows
 from models.instruction_encoder import INSTRUCTION_DIM
 from models.networks.film_mlp import FilmMlpConfig
@@ -146,9 +146,8 @@ def graphs(policy, tmp_path_factory):
 
 
 def load_graphs(policy, folder):
-    """(guided step, encoder), exported and loaded by ONNX Runtime."""
-    export_step(policy, folder / checkpoint.ONNX)
-    export_encoder(policy, folder / checkpoint.ENCODER_ONNX)
+    """(guided step, the same in int8, encoder), exported and loaded by ONNX Runtime."""
+    export_graphs(policy, folder)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return [
@@ -165,8 +164,8 @@ def assert_equal_to_1e_4(found, expected):
 MIXES = [[0.0], [1.0], [0.0, 2.0], [3.0, 0.0, -1.0, 0.5, 0.0]]
 
 
-@pytest.mark.parametrize("w", MIXES)
-def test_the_exported_step_equals_torch_in_any_mix_of_rows(policy, graphs, w):
+def step_feed(policy, w):
+    """Random inputs of a step for requests with these guidance scales."""
     rng = np.random.default_rng(0)
     rows = branch_rows(np.array(w, np.float32), rng.permutation(len(w)))
     chunk = (len(w), SPEC.horizon, SPEC.action_dim)
@@ -180,12 +179,41 @@ def test_the_exported_step_equals_torch_in_any_mix_of_rows(policy, graphs, w):
         "coefficients": rng.random((len(w), 4)),
         "noise": rng.standard_normal(chunk),
     }
-    feed = {k: a.astype(np.float32) if a.dtype == np.float64 else a for k, a in arrays.items()}
+    return {k: a.astype(np.float32) if a.dtype == np.float64 else a for k, a in arrays.items()}
+
+
+@pytest.mark.parametrize("w", MIXES)
+def test_the_exported_step_equals_torch_in_any_mix_of_rows(policy, graphs, w):
+    feed = step_feed(policy, w)
     expected = policy.guided_step()(*(torch.from_numpy(feed[name]) for name in STEP_INPUTS))
     for found, tensor in zip(graphs[0].run(None, feed), expected, strict=True):
         assert_equal_to_1e_4(found, tensor.numpy())
     x0 = expected[1]
     assert (x0.abs() < policy.diffusion.clip).float().mean() > 0.2  # it is not all clipped
+
+
+def test_int8_weights_change_a_step_by_little(policy, graphs):
+    feed = step_feed(policy, [0.0] * 5)
+    _, exact = graphs[0].run(None, feed)
+    _, x0 = graphs[1].run(None, feed)
+    error = np.sqrt(np.mean((x0 - exact) ** 2))
+    assert 0 < error < 0.05 * np.sqrt(np.mean(exact**2))
+
+
+NUMBERS = range(7, 4000, 397)
+
+
+def test_one_number_that_is_not_finite_is_not_rounded_away(policy, graphs):
+    """int8 has no NaN, and a robot would get what is left of the chunk."""
+    feed = step_feed(policy, [0.0, 0.0, 2.0])
+    before, _ = graphs[1].run(None, feed)
+    slot = feed["condition_of"][0]
+    for number in NUMBERS:
+        conditions = feed["conditions"].copy()
+        conditions[slot, number % policy.network.film_dim] = np.nan
+        after, _ = graphs[1].run(None, {**feed, "conditions": conditions})
+        assert not np.isfinite(after[0]).any(), number
+        np.testing.assert_array_equal(after[1:], before[1:])
 
 
 @pytest.mark.parametrize("requests", [1, 4])
@@ -201,7 +229,7 @@ def test_the_exported_encoder_equals_torch(policy, graphs, requests):
     names = [*map(observation_input, SPEC.observation), "instruction", "request_of", "drop"]
     tensors = [*observation, instruction, *rows]
     feed = {name: array.numpy() for name, array in zip(names, tensors, strict=True)}
-    (found,) = graphs[1].run(None, feed)
+    (found,) = graphs[2].run(None, feed)
     assert_equal_to_1e_4(found, expected.numpy())
 
 

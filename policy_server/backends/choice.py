@@ -1,0 +1,85 @@
+"""Which backend runs the network here, and on how many threads: what is left open is measured."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from models import checkpoint
+from models.export import export_graphs
+from models.policy import DiffusionPolicy
+from policy_server.backends.onnx_backend import OnnxBackend
+from policy_server.backends.protocol import Backend, BackendSettings
+from policy_server.backends.torch_backend import TorchBackend
+from policy_server.calibration import measure_calls
+from policy_server.cores import usable_cores
+
+log = logging.getLogger(__name__)
+
+BackendName = Literal["auto", "onnx", "onnx-int8", "torch"]
+WORTH_DOUBLING = 1.4
+"""Twice the threads must be so much faster: they take cores from whatever else runs here, and
+a call ends only when none of them is held up any more."""
+
+
+def make_backend(
+    name: BackendName,
+    policy: DiffusionPolicy,
+    folder: Path,
+    *,
+    num_threads: int | None,
+    max_requests: int,
+) -> Backend:
+    """A backend, ready to run; of those that the arguments leave open, the fastest here.
+
+    Args:
+        name: "auto" takes torch or onnx, whichever has the faster guided step on one thread, or
+            on as many as are asked for; never int8 weights, whose answers are others.
+        policy: in evaluation mode.
+        folder: checkpoint folder; its graphs are used if the manifest lists them.
+        num_threads: of a call; None doubles them from one as long as that is worth it, and there
+            are so many processors.
+        max_requests: rows that a call must be able to hold.
+    """
+    with ExitStack() as stack:
+        graphs = folder
+        if name != "torch" and checkpoint.ONNX not in checkpoint.read_manifest(folder).files:
+            graphs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            export_graphs(policy.eval(), graphs)
+
+        def make(kind: str, threads: int) -> Backend:
+            settings = BackendSettings(threads, max_requests)
+            if kind == "torch":
+                return TorchBackend(policy, settings)
+            return OnnxBackend(policy, settings, graphs, int8=kind == "onnx-int8")
+
+        kinds = ("torch", "onnx") if name == "auto" else (name,)
+        made = [make(kind, num_threads or 1) for kind in kinds]
+        if num_threads is not None and len(made) == 1:
+            return made[0]
+        measured = [(_guided_step_s(backend), backend) for backend in made]
+        best_s, best = min(measured, key=lambda each: each[0])
+        while num_threads is None and 2 * best.num_threads <= usable_cores():
+            wider = make(best.name, 2 * best.num_threads)
+            wider_s = _guided_step_s(wider)
+            measured.append((wider_s, wider))
+            if wider_s * WORTH_DOUBLING > best_s:
+                break
+            best_s, best = wider_s, wider
+    if best.name == "torch":
+        torch.set_num_threads(best.num_threads)  # it is one number for all, that of the last made
+    told = [f"{b.name} on {b.num_threads}: {s * 1e3:.2f} ms" for s, b in measured]
+    log.info("guided step by backend and threads: %s", ", ".join(told))
+    return best
+
+
+def _guided_step_s(backend: Backend) -> float:
+    """Of one request and of eight, a request: both a lone robot and a fleet count."""
+    seconds = [s for _, s in measure_calls(backend, time.monotonic, 4)]
+    return seconds[0] + seconds[-1] / (1 << len(seconds) - 1)

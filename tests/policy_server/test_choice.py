@@ -1,0 +1,71 @@
+"""What is left open is chosen by what it takes; the times are the tests', the backends are real."""
+
+import pytest
+import torch
+
+from policy_server.backends import choice
+from policy_server.backends.choice import make_backend
+from policy_server.cores import usable_cores
+from tests.policies import make_policy, save_checkpoint
+
+SECONDS = {1: 10.0, 2: 6.0, 4: 4.5, 8: 1.0}
+"""By threads: two are worth it, four are not, and eight are not looked at."""
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    """Makes a backend where calls take the given times: name → threads → seconds."""
+    policy = make_policy()
+    save_checkpoint(tmp_path, policy)
+    threads = torch.get_num_threads()
+    measured = []
+
+    def made(name, num_threads, cores=8, **seconds):
+        def guided_step_s(backend):
+            measured.append((backend.name, backend.num_threads))
+            return seconds[backend.name][backend.num_threads]
+
+        monkeypatch.setattr(choice, "usable_cores", lambda: cores)
+        monkeypatch.setattr(choice, "_guided_step_s", guided_step_s)
+        measured.clear()
+        backend = make_backend(name, policy, tmp_path, num_threads=num_threads, max_requests=2)
+        return backend.name, backend.num_threads, list(measured)
+
+    yield made
+    torch.set_num_threads(threads)
+
+
+def test_threads_are_doubled_while_that_is_worth_it(make):
+    name, threads, measured = make("torch", None, torch=SECONDS)
+    assert (name, threads) == ("torch", 2)
+    assert measured == [("torch", 1), ("torch", 2), ("torch", 4)]
+    assert torch.get_num_threads() == 2  # and not as many as were tried last
+
+
+def test_no_more_threads_than_processors(make):
+    assert make("torch", None, cores=1, torch=SECONDS) == ("torch", 1, [("torch", 1)])
+    steep = {1: 4.0, 2: 2.0, 4: 1.0}
+    assert make("torch", None, cores=3, torch=steep)[1] == 2
+
+
+def test_what_is_named_is_not_measured(make):
+    assert make("torch", 3) == ("torch", 3, [])
+    assert make("onnx", 1) == ("onnx", 1, [])
+
+
+@pytest.mark.parametrize("faster", ["torch", "onnx"])
+def test_the_faster_backend_is_taken_and_its_threads_are_measured(make, faster):
+    seconds = {"torch": {1: 20.0, 2: 20.0}, "onnx": {1: 20.0, 2: 20.0}, faster: SECONDS}
+    name, threads, measured = make("auto", None, **seconds)
+    assert (name, threads) == (faster, 2)
+    assert measured == [("torch", 1), ("onnx", 1), (faster, 2), (faster, 4)]
+
+
+def test_the_quota_of_a_container_counts(tmp_path):
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    limit = tmp_path / "sys/fs/cgroup/cpu.max"
+    unlimited = usable_cores(tmp_path)
+    assert unlimited >= 1
+    for quota, cores in (("50000", 1), ("max", unlimited), (f"{10**9}", unlimited)):
+        limit.write_text(f"{quota} 100000\n")
+        assert usable_cores(tmp_path) == cores
