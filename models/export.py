@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
@@ -19,7 +19,7 @@ from models.checkpoint import ENCODER_ONNX, INT8_ONNX, ONNX
 from models.guidance import branch_rows
 from models.instruction_encoder import INSTRUCTION_DIM
 from models.policy import DiffusionPolicy
-from models.quantize import quantize_weights
+from models.quantize import int8_weights
 
 STEP_INPUTS = (
     "x_t",
@@ -87,7 +87,8 @@ def export_graphs(policy: DiffusionPolicy, folder: Path) -> None:
         folder: an interrupted export leaves the files that were whole already.
     """
     export_step(policy, folder / ONNX)
-    quantize_weights(folder / ONNX, folder / INT8_ONNX)
+    with _quiet_exporter(), _whole(folder / INT8_ONNX) as partial:
+        onnx.save(int8_weights(onnx.load(folder / ONNX)), partial)
     export_encoder(policy, folder / ENCODER_ONNX)
 
 
@@ -149,25 +150,30 @@ def _export(
     output_names: Sequence[str],
     dynamic_shapes: dict[str, Any],
 ) -> None:
+    with _quiet_exporter(), _whole(path) as partial:
+        torch.onnx.export(
+            module,
+            example,
+            partial,
+            input_names=list(input_names),
+            output_names=list(output_names),
+            dynamic_shapes=dynamic_shapes,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+            optimize=True,
+        )
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Where to write what becomes this file in one piece, if nothing goes wrong."""
     partial = path.with_suffix(".partial")
     try:
-        with _quiet_exporter():
-            torch.onnx.export(
-                module,
-                example,
-                partial,
-                input_names=list(input_names),
-                output_names=list(output_names),
-                dynamic_shapes=dynamic_shapes,
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-                optimize=True,
-            )
+        yield partial
         partial.replace(path)
     finally:
-        if partial.exists():
-            os.unlink(partial)
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager
