@@ -31,6 +31,7 @@ from client.loop_stats import LoopStats, RequestRecord
 from client.sims.real_time import RealTimeRobot, sample_pool
 from client.sims.simulation import SimulatedRobot
 from client.specs import PolicySpec
+from policy_server.backends.choice import BackendName
 
 Background = Literal["idle", "busy"]
 NumSteps = int | Literal["auto"]
@@ -62,7 +63,7 @@ class DeadlinesConfig(PolicyChoice):
     duration_s: float = 20.0
     budget_ms: float = 80.0
     guidance_scale: float | None = None
-    backend: Literal["auto", "onnx", "torch"] = "auto"
+    backend: BackendName = "auto"
     seed: int = 1
     out: Path = Path("results")
 

@@ -30,6 +30,7 @@ from benchmarks.latency import Question
 from benchmarks.server_process import running_server
 from client import PolicyClient
 from models import checkpoint
+from policy_server.backends.choice import BackendName
 
 Policy = Literal["elastic", "null", "fixed"]
 POLICIES: tuple[Policy, ...] = ("elastic", "null", "fixed")
@@ -65,7 +66,7 @@ class HogConfig:
     guidance_scale: float = 1.0
     block_s: float = 1.0
     hog_s: float = 10.0
-    backend: Literal["auto", "onnx", "torch"] = "auto"
+    backend: BackendName = "auto"
     seed: int = 7
     out: Path = Path("results")
 

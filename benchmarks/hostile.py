@@ -28,6 +28,7 @@ from benchmarks.reporting_process import ReportingProcess, reporting_process
 from benchmarks.server_process import ServerProcess, running_server
 from benchmarks.statistics import p99, quantile, wilson_interval
 from models import checkpoint
+from policy_server.backends.choice import BackendName
 
 Phase = Literal["quiet", "hostile"]
 PHASES: tuple[Phase, ...] = ("quiet", "hostile")
@@ -57,7 +58,7 @@ class HostileConfig:
     rate_hz: float = 10.0
     budget_ms: float = 80.0
     checkpoint: Path = checkpoint.PRETRAINED / "desk"
-    backend: Literal["auto", "onnx", "torch"] = "auto"
+    backend: BackendName = "auto"
     seed: int = 9
     out: Path = Path("results")
 

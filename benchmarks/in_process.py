@@ -12,7 +12,7 @@ import numpy.typing as npt
 from models.checkpoint import SamplingDefaults
 from models.policy import DiffusionPolicy
 from policy_server.backends.protocol import Backend
-from policy_server.calibration import measure_cost, zero_observation
+from policy_server.calibration import measure_cost, usual_max_call_s, zero_observation
 from policy_server.engine import Engine, EngineLimits
 from policy_server.planner import Planner, StepRange
 from policy_server.requests import Answer, EngineRequest, Outcome
@@ -27,7 +27,7 @@ class InProcess:
         policy: that the backend evaluates.
         backend: with room for all requests that are asked together.
         defaults: sampler, grid and where guidance acts.
-        max_call_s: see `EngineLimits`.
+        max_call_s: see `EngineLimits`; that of a server which is not told otherwise, if None.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class InProcess:
         policy: DiffusionPolicy,
         backend: Backend,
         defaults: SamplingDefaults,
-        max_call_s: float,
+        max_call_s: float | None = None,
     ) -> None:
         self.backend = backend
         steps, clock = policy.diffusion.num_timesteps, time.monotonic
@@ -46,6 +46,8 @@ class InProcess:
             defaults.sampler,
             defaults.guidance_interval,
         )
+        if max_call_s is None:
+            max_call_s = usual_max_call_s(backend, clock)
         cost = measure_cost(backend, zero_observation(policy.spec), clock, max_call_s)
         limits = EngineLimits(max_call_s, backend.buffers.max_requests)
         self._engine = Engine(backend, planner, cost, clock, limits)

@@ -28,6 +28,7 @@ from benchmarks.pinger import pinging
 from benchmarks.server_process import ServerProcess, running_server
 from benchmarks.statistics import jain_index, least_share, p99, p999, quantile
 from models import checkpoint
+from policy_server.backends.choice import BackendName
 
 EngineName = Literal["deadline", "fifo", "null"]
 
@@ -67,7 +68,7 @@ class LoadConfig:
     guidance_scale: float | None = None
     duration_s: float = 30.0
     checkpoint: Path = checkpoint.PRETRAINED / "desk"
-    backend: Literal["auto", "onnx", "torch"] = "auto"
+    backend: BackendName = "auto"
     processes: int = 1
     seed: int = 6
     out: Path = Path("results")

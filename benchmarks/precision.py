@@ -1,7 +1,8 @@
 """What do int8 weights change? Time of a step, chunks, and task success, by backend.
 
 Whole requests go through the engine in this process. All backends of a checkpoint get the same
-starts, instructions and noise. The chunks that are compared with are sampled in float64.
+starts, instructions and noise, so what one changes is told by the differences of the same episodes.
+The chunks that are compared with are sampled in float64.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import results
-from benchmarks.episodes import MAX_AT_ONCE, Conditions, EpisodeSpec, Sample, make_specs, play
+from benchmarks.episodes import (
+    MAX_AT_ONCE,
+    Conditions,
+    Ending,
+    EpisodeSpec,
+    Sample,
+    make_specs,
+    play,
+)
 from benchmarks.in_process import InProcess
 from benchmarks.robot_policy import RobotPolicy
-from benchmarks.scores import success_fields
+from benchmarks.scores import right_and_wrong, success_fields
+from benchmarks.statistics import bootstrap_interval
 from models import checkpoint
 from models.export import export_graphs
 from models.policy import DiffusionPolicy
@@ -38,6 +48,7 @@ from policy_server.backends.onnx_backend import OnnxBackend
 from policy_server.backends.protocol import Backend, BackendSettings
 from policy_server.backends.torch_backend import TorchBackend
 
+Samples = dict[str, list[float]]
 TOGETHER = 16
 _COMPARED = 64
 _MAX_CALL_S = 0.1
@@ -55,7 +66,7 @@ class PrecisionConfig:
         num_steps: denoising steps of every answer; w and all else are the checkpoint's defaults.
         repeats: of each timed call.
         seed: of starts, phrasings and noise; a report's, so below 100.
-        out: folder of precision.json.
+        out: folder of precision.json and precision_samples.npz.
     """
 
     checkpoints: tuple[Path, ...] = (
@@ -86,7 +97,7 @@ def make_backends(policy: DiffusionPolicy) -> list[Backend]:
     settings = BackendSettings(num_threads=1, max_requests=MAX_AT_ONCE)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        export_graphs(policy, folder)
+        export_graphs(policy, folder, int8=True)
         return [
             TorchBackend(policy, settings),
             OnnxBackend(policy, settings, folder),
@@ -94,10 +105,10 @@ def make_backends(policy: DiffusionPolicy) -> list[Backend]:
         ]
 
 
-def step_times(
+def step_seconds(
     backends: Sequence[Backend], w: float, repeats: int, seed: int
-) -> list[dict[str, float]]:
-    """Median seconds of a step of one request and of `TOGETHER`, of each backend; in turns."""
+) -> dict[tuple[int, int], list[float]]:
+    """Seconds of steps by (number of the backend, requests: 1 or `TOGETHER`); in turns."""
     cases = [(number, requests) for number in range(len(backends)) for requests in (1, TOGETHER)]
     seconds: dict[tuple[int, int], list[float]] = {case: [] for case in cases}
     order = random.Random(seed)
@@ -105,19 +116,11 @@ def step_times(
         for number, requests in order.sample(cases, len(cases)):
             backend = backends[number]
             rows = backend.buffers.lay_out(np.full(requests, w, np.float32), np.arange(requests))
-            backend.step(
-                requests, rows
-            )  # the caches are this network's then, as in a loop of steps
+            backend.step(requests, rows)  # the caches are this network's then
             begun_s = time.perf_counter()
             backend.step(requests, rows)
             seconds[number, requests].append(time.perf_counter() - begun_s)
-    return [
-        {
-            "step_p50_s": median(seconds[number, 1]),
-            "step_together_p50_s": median(seconds[number, TOGETHER]) / TOGETHER,
-        }
-        for number in range(len(backends))
-    ]
+    return seconds
 
 
 def sampled_by(server: InProcess, policy: RobotPolicy, sampling: Sampling) -> Sample:
@@ -191,12 +194,18 @@ def chunk_errors(
     return found
 
 
-def measure(folder: Path, config: PrecisionConfig) -> list[dict[str, Any]]:
-    """One row for each backend."""
+def episode_scores(specs: Sequence[EpisodeSpec], endings: Sequence[Ending]) -> list[float]:
+    """Of each episode: how well it was done, or 1 for a success of a robot without scores."""
+    right, _ = right_and_wrong(specs, endings)
+    return right or [float(ending.outcome == "asked") for ending in endings]
+
+
+def measure(folder: Path, config: PrecisionConfig) -> tuple[list[dict[str, Any]], Samples]:
+    """One row for each backend, and what is behind it by model_id/backend/what."""
     policy = RobotPolicy(folder)
     sampling = policy.sampling(config.num_steps)
     backends = make_backends(policy.policy)
-    times = step_times(backends, sampling.guidance_scale, config.repeats, config.seed)
+    seconds = step_seconds(backends, sampling.guidance_scale, config.repeats, config.seed)
     servers = [
         InProcess(policy.policy, backend, policy.manifest.defaults, _MAX_CALL_S)
         for backend in backends
@@ -206,37 +215,50 @@ def measure(folder: Path, config: PrecisionConfig) -> list[dict[str, Any]]:
     policy.embed([spec.instruction for spec in specs])
     errors = chunk_errors(policy, samples, specs, sampling)
     always = Conditions(0.0, config.num_steps)
-    rows = []
-    total = len(backends) * len(specs)
-    with tqdm(total=total, desc=policy.manifest.model_id, unit="episode", file=sys.stderr) as bar:
-        for backend, sample, seconds, error in zip(backends, samples, times, errors, strict=True):
+    model_id, total = policy.manifest.model_id, len(backends) * len(specs)
+    rows: list[dict[str, Any]] = []
+    raw: Samples = {}
+    with tqdm(total=total, desc=model_id, unit="episode", file=sys.stderr) as bar:
+        for number, (backend, sample) in enumerate(zip(backends, samples, strict=True)):
             endings = play(policy.robot, specs, sample, lambda _: always, bar.update)
+            scores = raw[f"{model_id}/{backend.name}/score"] = episode_scores(specs, endings)
+            exact = raw[f"{model_id}/{backends[0].name}/score"]
+            change = [mine - other for mine, other in zip(scores, exact, strict=True)]
+            for requests in (1, TOGETHER):
+                raw[f"{model_id}/{backend.name}/step of {requests}"] = seconds[number, requests]
             rows.append(
                 {
                     "checkpoint": folder,
-                    "model_id": policy.manifest.model_id,
+                    "model_id": model_id,
                     "backend": backend.name,
                     "guidance_scale": sampling.guidance_scale,
-                    **seconds,
-                    **error,
+                    "step_p50_s": median(seconds[number, 1]),
+                    "step_together_p50_s": median(seconds[number, TOGETHER]) / TOGETHER,
+                    **errors[number],
                     **success_fields(specs, endings),
+                    "change": mean(change),
+                    "change_interval": bootstrap_interval(change),
                 }
             )
-    return rows
+    return rows, raw
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
     """For people."""
-    table = Table(title="int8 weights beside float32 (a step in ms, a request; errors of chunks)")
+    table = Table(
+        title="int8 weights beside float32",
+        caption=(
+            f"steps in ms, alone and a request of {TOGETHER} together; errors of chunks in halves "
+            "of the actions' range; change: of success, or of the score where there is one, in "
+            "the same episodes, with its 95% interval"
+        ),
+    )
     for name in ("policy", "backend", "step", f"of {TOGETHER}", "rms error", "largest"):
         table.add_column(name, justify="right" if table.columns[1:] else "left", no_wrap=True)
-    for name in ("success", "score"):
+    for name in ("success", "score", "change"):
         table.add_column(name, justify="right")
     for row in rows:
-        low, high = row["success_interval"]
-        score = ""
-        if "score" in row:
-            score = "{:.3f} ({:.3f}–{:.3f})".format(row["score"], *row["score_interval"])
+        low, high = row["change_interval"]
         table.add_row(
             row["model_id"],
             row["backend"],
@@ -244,8 +266,9 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
             f"{row['step_together_p50_s'] * 1e3:.3f}",
             f"{row['chunk_error_rms']:.2g}",
             f"{row['chunk_error_max']:.2g}",
-            f"{row['success_rate']:.1%} ({low:.1%}–{high:.1%})",
-            score,
+            f"{row['success_rate']:.1%}",
+            f"{row['score']:.3f}" if "score" in row else "",
+            f"{row['change']:+.4f} ({low:+.4f} to {high:+.4f})" if any((low, high)) else "none",
         )
     return table
 
@@ -253,9 +276,14 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
 def main(config: PrecisionConfig) -> None:
     """Measure, print the table, write the results."""
     rows: list[dict[str, Any]] = []
+    samples: Samples = {}
     for folder in config.checkpoints:
-        rows += measure(folder, config)
+        found, raw = measure(folder, config)
+        rows += found
+        samples |= raw
     path = results.write_results(config.out, "precision", vars(config), rows)
+    arrays: dict[str, Any] = {name: np.array(values) for name, values in samples.items()}
+    np.savez_compressed(config.out / "precision_samples.npz", **arrays)
     console = results.console()
     console.print(table_of(rows))
-    console.print(f"wrote {path}")
+    console.print(f"wrote {path.name} and precision_samples.npz to {config.out}")

@@ -23,7 +23,7 @@ from collections import Counter
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from tqdm import tqdm
@@ -35,6 +35,7 @@ from benchmarks.reporting_process import ReportingProcess, reporting_process
 from benchmarks.server_process import ServerProcess, running_server
 from benchmarks.soak_robot import DRIVING
 from models import checkpoint
+from policy_server.backends.choice import BackendName
 
 _FAULTS = (
     Faults(),
@@ -80,7 +81,7 @@ class SoakConfig:
     hostile_hz: float = 200.0
     restart_s: float = 45.0
     checkpoint: Path = checkpoint.PRETRAINED / "desk"
-    backend: Literal["auto", "onnx", "torch"] = "auto"
+    backend: BackendName = "auto"
     seed: int = 13
     out: Path = Path("results/soak")
 

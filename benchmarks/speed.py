@@ -61,7 +61,6 @@ REMOTE_BACKENDS = ("onnx", "onnx-int8")
 _MANY_STEPS = 1000
 _STEP_SAMPLES = 5
 _SHORT_S = 0.1
-_MAX_CALL_S = 0.003
 _PATIENCE_S = 600.0
 _INSTRUCTION = "open the drawer"
 
@@ -161,7 +160,7 @@ class _Server(InProcess):
     """Our own side: the engine over one backend, in process."""
 
     def __init__(self, policy: DiffusionPolicy, backend: Backend) -> None:
-        super().__init__(policy, backend, SamplingDefaults(), _MAX_CALL_S)
+        super().__init__(policy, backend, SamplingDefaults())
         self._observation = zero_observation(policy.spec)
 
     def step(self, robots: int, w: float) -> float:
@@ -212,7 +211,7 @@ def _cells(config: SpeedConfig, remotes: Mapping[str, _Remote]) -> Iterator[Cell
         policy = DiffusionPolicy(DESK_SPEC, network, DiffusionConfig()).eval()
         with tempfile.TemporaryDirectory() as graphs:
             folder = Path(graphs)
-            export_graphs(policy, folder)
+            export_graphs(policy, folder, int8=True)
             servers = [
                 _Server(policy, OnnxBackend(policy, settings, folder)),
                 _Server(policy, OnnxBackend(policy, settings, folder, int8=True)),

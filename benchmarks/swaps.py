@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from benchmarks.generator import OUTCOMES
 from benchmarks.server_process import ServerProcess, running_server
 from benchmarks.statistics import p99, quantile
 from models import checkpoint
+from policy_server.backends.choice import BackendName
 
 _TAKEN = " in place of "
 """What the server logs when a model has taken over."""
@@ -56,7 +57,7 @@ class SwapsConfig:
     budget_ms: float = 80.0
     max_useful_steps: int = 10
     checkpoint: Path = checkpoint.PRETRAINED / "desk"
-    backend: Literal["auto", "onnx", "torch"] = "auto"
+    backend: BackendName = "auto"
     seed: int = 9
     out: Path = Path("results")
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,7 @@ from benchmarks.server_process import running_server
 from benchmarks.statistics import p99, quantile
 from client import PolicyClient
 from models import checkpoint
+from policy_server.backends.choice import BackendName
 
 MIN_SAMPLES_FOR_BAND = 20
 """Of a 5% and a 95% quantile."""
@@ -74,7 +75,7 @@ class TimelineConfig:
     phase_s: float = 10.0
     bin_ms: float = 250.0
     checkpoint: Path = checkpoint.PRETRAINED / "desk"
-    backend: Literal["auto", "onnx", "torch"] = "auto"
+    backend: BackendName = "auto"
     processes: int = 1
     seed: int = 8
     out: Path = Path("results")

@@ -91,7 +91,7 @@ def main() -> None:
                 folder = command.checkpoint
                 checkpoint.discard_exports(folder)  # damaged ones can thus be repaired
                 manifest, policy = checkpoint.load(folder)
-                export_graphs(policy, folder)
+                export_graphs(policy, folder, int8=True)
                 checkpoint.write_manifest(folder, manifest)
                 sys.stderr.write(f"wrote {', '.join(checkpoint.EXPORTS)} into {folder}\n")
             case Describe():

@@ -29,10 +29,12 @@ from models.vision import VisionConfig, vision_from_json, vision_to_json
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 ONNX = "model.onnx"
-INT8_ONNX = "model_int8.onnx"
 ENCODER_ONNX = "encoder.onnx"
-EXPORTS = (ONNX, INT8_ONNX, ENCODER_ONNX)
-"""The guided step, the same with int8 weights, and the encoder: a checkpoint has all or none."""
+INT8_ONNX = "model_int8.onnx"
+PAIR = (ONNX, ENCODER_ONNX)
+"""The guided step and the encoder: a checkpoint has both or neither."""
+EXPORTS = (*PAIR, INT8_ONNX)
+"""The last is the step with int8 weights, which may be beside the pair."""
 MANIFEST = "manifest.json"
 PRETRAINED = Path(__file__).parent / "pretrained"
 """Checkpoints that ship with the package, by task name."""
@@ -196,7 +198,7 @@ def file_sha256(path: Path) -> str:
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     """Write `manifest` with the hashes of the files that lie in `folder` now; return it so."""
-    exported = EXPORTS if all((folder / name).exists() for name in EXPORTS) else ()
+    exported = EXPORTS if all((folder / name).exists() for name in PAIR) else ()
     names = [name for name in (WEIGHTS, *exported) if (folder / name).exists()]
     return _write(folder, manifest, {name: file_sha256(folder / name) for name in names})
 
@@ -261,9 +263,9 @@ def load(folder: Path) -> tuple[Manifest, DiffusionPolicy]:
     if WEIGHTS not in manifest.files:
         msg = f"{folder / MANIFEST}: files: expected a hash of {WEIGHTS}"
         raise CheckpointError(msg)
-    if len(manifest.files.keys() & set(EXPORTS)) not in {0, len(EXPORTS)}:
+    if len(manifest.files.keys() & set(PAIR)) == 1:
         msg = (
-            f"{folder / MANIFEST}: files: expected all of {', '.join(EXPORTS)} or none; "
+            f"{folder / MANIFEST}: files: expected both {' and '.join(PAIR)} or neither; "
             f"make them again: python -m models export {folder}"
         )
         raise CheckpointError(msg)

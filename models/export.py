@@ -79,17 +79,20 @@ def encoder_inputs(policy: DiffusionPolicy) -> tuple[tuple[Tensor, ...], Tensor,
     )
 
 
-def export_graphs(policy: DiffusionPolicy, folder: Path) -> None:
-    """Write all graphs of `checkpoint.EXPORTS` into a folder (seconds).
+def export_graphs(policy: DiffusionPolicy, folder: Path, *, int8: bool) -> None:
+    """Write the graphs of step and encoder into a folder (seconds).
 
     Args:
         policy: in evaluation mode.
         folder: an interrupted export leaves the files that were whole already.
+        int8: write the step with int8 weights, too.
     """
     export_step(policy, folder / ONNX)
+    export_encoder(policy, folder / ENCODER_ONNX)
+    if not int8:
+        return
     with _quiet_exporter(), _whole(folder / INT8_ONNX) as partial:
         onnx.save(int8_weights(onnx.load(folder / ONNX)), partial)
-    export_encoder(policy, folder / ENCODER_ONNX)
 
 
 def export_step(policy: DiffusionPolicy, path: Path) -> None:

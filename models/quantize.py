@@ -66,7 +66,7 @@ def _in_int8(node: NodeProto, constants: Constants) -> Iterator[NodeProto]:
     rows = numpy_helper.to_array(weight)  # one for each output
     rows = rows if options.get("transB") else rows.T
     outputs, inputs = rows.shape
-    name, out = weight.name, node.output[0]
+    name, out = f"{weight.name}.{'rows' if options.get('transB') else 'columns'}", node.output[0]
     rounded, scales = rounded_blocks(rows)
     for key, array in (
         (f"{name}.int8", rounded),

@@ -15,6 +15,7 @@ from policy_server.backends.protocol import Backend
 from policy_server.cost_model import CostModel
 from policy_server.requests import EngineRequest, Outcome, Scheduler
 
+_USUAL_CALL_S = 0.003
 _REPEATS = 20
 _SIZES = 10
 _WARM_UP_STEPS = 10
@@ -48,6 +49,16 @@ def measure_calls(
             backend.step(requests, network_rows)
             durations.append(clock() - begun_s)
         yield network_rows, statistics.median(durations[1:])
+
+
+def usual_max_call_s(backend: Backend, clock: Callable[[], float]) -> float:
+    """How long a call of several requests may take: `_USUAL_CALL_S`, or twice a call of one.
+
+    Whoever comes waits for the call that is being made, and of a large network even that of one
+    request takes longer: then it may as well be shared by some.
+    """
+    _, alone_s = next(measure_calls(backend, clock, 1))
+    return max(_USUAL_CALL_S, 2 * alone_s)
 
 
 def measure_cost(

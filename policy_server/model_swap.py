@@ -23,6 +23,7 @@ from client.messages import Metadata
 from client.specs import PolicySpec
 from models import checkpoint
 from models.checkpoint import CheckpointError
+from policy_server.backends.choice import GRAPHS
 from policy_server.cost_model import CostModel
 from policy_server.priority import set_session_nice
 from policy_server.requests import Scheduler
@@ -133,7 +134,8 @@ class ModelSwap:
                     raise CheckpointError(f"is for another robot: {'; '.join(different)}")
                 for file in manifest.files:
                     shutil.copyfile(self._folder / file, copy / Path(file).name)
-                if self._serving.backend != "torch" and checkpoint.ONNX not in manifest.files:
+                graph = GRAPHS.get(self._serving.backend)
+                if graph is not None and graph not in manifest.files:
                     self._export_graphs(copy)
                 return self._load(copy)
             except CheckpointError as error:

@@ -26,7 +26,7 @@ from models.instruction_encoder import InstructionEncoder, weights_sha256
 from models.samplers import takes_eta
 from policy_server.backends.choice import BackendName, make_backend
 from policy_server.backends.protocol import Backend
-from policy_server.calibration import measure_cost, warm_up, zero_observation
+from policy_server.calibration import measure_cost, usual_max_call_s, warm_up, zero_observation
 from policy_server.connections import reserve_descriptors
 from policy_server.cost_model import CostModel
 from policy_server.engine import Engine, EngineLimits
@@ -72,7 +72,8 @@ class ServerConfig:
         max_clients: connections at one time; whoever comes later is turned away, unless somebody
             has not said anything yet.
         max_call_ms: no network call of more requests at once is made than takes so long; nobody
-            waits longer to be looked at.
+            waits longer to be looked at. If not given, 3 ms, or with a large network twice what a
+            guided step of one request takes: else no two requests could share a call.
         min_steps: in place of the checkpoint's own, below which chunks are of no use.
         max_useful_steps: in place of the checkpoint's own, above which chunks get no better.
         metrics_port: /metrics for Prometheus and /healthz, on loopback; none if not given.
@@ -89,7 +90,7 @@ class ServerConfig:
     max_in_flight: int = 128
     max_in_flight_per_client: int = 16
     max_clients: int = MAX_CLIENTS
-    max_call_ms: float = 3.0
+    max_call_ms: float | None = None
     min_steps: int | None = None
     max_useful_steps: int | None = None
     metrics_port: int | None = None
@@ -97,7 +98,7 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         """Check ranges, naming the field."""
-        if not 0 < self.max_call_ms < math.inf:
+        if self.max_call_ms is not None and not 0 < self.max_call_ms < math.inf:
             msg = f"max_call_ms: expected more than 0, got {self.max_call_ms:g}"
             raise ValueError(msg)
         if not -20 <= self.nice <= 19:
@@ -148,9 +149,12 @@ def load_model(
         defaults.guidance_interval,
     )
     clock = time.monotonic
-    engine_limits = EngineLimits(config.max_call_ms / 1e3, config.max_in_flight)
+    max_call_s = (
+        usual_max_call_s(backend, clock) if config.max_call_ms is None else config.max_call_ms / 1e3
+    )
+    engine_limits = EngineLimits(max_call_s, config.max_in_flight)
     observation = zero_observation(manifest.spec)
-    cost = measure_cost(backend, observation, clock, engine_limits.max_call_s)
+    cost = measure_cost(backend, observation, clock, max_call_s)
     engine = make_engine(backend, planner, cost, clock, engine_limits)
     eta = 1.0 if takes_eta(defaults.sampler) else 0.0
     for outcome in warm_up(engine, observation, clock, max_in_flight=config.max_in_flight, eta=eta):
@@ -246,7 +250,7 @@ def serve(config: ServerConfig, make_engine: EngineFactory = Engine) -> None:
         address = reactor.bind(config.bind)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: stopped.append(number))
-        sys.stdout.write(f"ready {address} {service.description}\n")
+        sys.stdout.write(f"ready {address} {service.description} threads={num_threads}\n")
         sys.stdout.flush()
         reactor.serve(service, lambda: bool(stopped), swap_if_ready)
         reactor.close()

@@ -6,6 +6,7 @@ import logging
 import tempfile
 import time
 from contextlib import ExitStack
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
@@ -23,9 +24,13 @@ from policy_server.cores import usable_cores
 log = logging.getLogger(__name__)
 
 BackendName = Literal["auto", "onnx", "onnx-int8", "torch"]
+GRAPHS = {"auto": checkpoint.ONNX, "onnx": checkpoint.ONNX, "onnx-int8": checkpoint.INT8_ONNX}
+"""Which file a backend must find, unless it is exported first."""
 WORTH_DOUBLING = 1.4
 """Twice the threads must be so much faster: they take cores from whatever else runs here, and
 a call ends only when none of them is held up any more."""
+_LONG_S = 0.05
+"""Calls of more requests than the first that takes so long are not timed."""
 
 
 def make_backend(
@@ -43,15 +48,15 @@ def make_backend(
             on as many as are asked for; never int8 weights, whose answers are others.
         policy: in evaluation mode.
         folder: checkpoint folder; its graphs are used if the manifest lists them.
-        num_threads: of a call; None doubles them from one as long as that is worth it, and there
-            are so many processors.
+        num_threads: of a call; None doubles them from one as long as that is worth it and leaves
+            a processor to everything else.
         max_requests: rows that a call must be able to hold.
     """
     with ExitStack() as stack:
-        graphs = folder
-        if name != "torch" and checkpoint.ONNX not in checkpoint.read_manifest(folder).files:
+        graphs, needed = folder, GRAPHS.get(name)
+        if needed is not None and needed not in checkpoint.read_manifest(folder).files:
             graphs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            export_graphs(policy.eval(), graphs)
+            export_graphs(policy.eval(), graphs, int8=needed == checkpoint.INT8_ONNX)
 
         def make(kind: str, threads: int) -> Backend:
             settings = BackendSettings(threads, max_requests)
@@ -63,23 +68,26 @@ def make_backend(
         made = [make(kind, num_threads or 1) for kind in kinds]
         if num_threads is not None and len(made) == 1:
             return made[0]
-        measured = [(_guided_step_s(backend), backend) for backend in made]
-        best_s, best = min(measured, key=lambda each: each[0])
-        while num_threads is None and 2 * best.num_threads <= usable_cores():
+        best_s, best = min(((_guided_step_s(one), one) for one in made), key=itemgetter(0))
+        while num_threads is None and 2 * best.num_threads < usable_cores():
             wider = make(best.name, 2 * best.num_threads)
             wider_s = _guided_step_s(wider)
-            measured.append((wider_s, wider))
             if wider_s * WORTH_DOUBLING > best_s:
                 break
             best_s, best = wider_s, wider
     if best.name == "torch":
         torch.set_num_threads(best.num_threads)  # it is one number for all, that of the last made
-    told = [f"{b.name} on {b.num_threads}: {s * 1e3:.2f} ms" for s, b in measured]
-    log.info("guided step by backend and threads: %s", ", ".join(told))
     return best
 
 
 def _guided_step_s(backend: Backend) -> float:
-    """Of one request and of eight, a request: both a lone robot and a fleet count."""
-    seconds = [s for _, s in measure_calls(backend, time.monotonic, 4)]
-    return seconds[0] + seconds[-1] / (1 << len(seconds) - 1)
+    """Of one request and of up to eight, a request: both a lone robot and a fleet count."""
+    seconds: list[float] = []
+    for _, call_s in measure_calls(backend, time.monotonic, 4):
+        seconds.append(call_s)
+        if call_s > _LONG_S:
+            break
+    step_s = seconds[0] + seconds[-1] / (1 << len(seconds) - 1)
+    took = f"{seconds[0] * 1e3:.2f} ms, of {1 << len(seconds) - 1}: {seconds[-1] * 1e3:.2f} ms"
+    log.info("guided step, %s on %d threads: %s", backend.name, backend.num_threads, took)
+    return step_s

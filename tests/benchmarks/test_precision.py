@@ -33,9 +33,15 @@ def test_every_backend_has_its_row(tmp_path, policy):
     errors = [row["chunk_error_rms"] for row in rows]
     assert max(errors[:2]) < 1e-5
     assert 1e-4 < errors[2] < 0.2
+    assert all(row["chunk_error_rms"] <= row["chunk_error_max"] for row in rows)
+    with np.load(tmp_path / "precision_samples.npz") as file:
+        samples = dict(file)
+    exact = samples["tiny/torch/score"]
     for row in rows:
-        assert 0 < row["step_together_p50_s"] < row["step_p50_s"]
-        assert row["chunk_error_rms"] <= row["chunk_error_max"]
+        mine = f"tiny/{row['backend']}"
+        assert row["step_p50_s"] == np.median(samples[f"{mine}/step of 1"])
+        assert row["success_rate"] == samples[f"{mine}/score"].mean()
+        assert row["change"] == pytest.approx((samples[f"{mine}/score"] - exact).mean())
 
 
 @pytest.mark.parametrize("guidance_scale", [0.0, 1.5])

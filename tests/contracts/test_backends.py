@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.in_process import InProcess
 from client.specs import ArraySpec
+from models import checkpoint
 from models.export import export_graphs
 from models.guidance import branch_rows
 from models.instruction_encoder import INSTRUCTION_DIM
@@ -25,7 +27,7 @@ SETTINGS = BackendSettings(num_threads=1, max_requests=4)
 
 def make_onnx(policy, *, int8=False):
     with TemporaryDirectory() as folder:
-        export_graphs(policy, Path(folder))
+        export_graphs(policy, Path(folder), int8=True)
         return OnnxBackend(policy, SETTINGS, Path(folder), int8=int8)
 
 
@@ -236,7 +238,7 @@ def test_calls_of_many_sizes_one_after_another_are_as_if_each_were_the_first(bac
 
 
 def test_the_exports_of_a_checkpoint_are_used(tmp_path, policy):
-    export_graphs(policy, tmp_path)
+    export_graphs(policy, tmp_path, int8=True)
     other = make_policy(spec=policy.spec, vision=policy.vision, seed=1)  # were it exported anew
     backend = OnnxBackend(other, SETTINGS, tmp_path)
     observations, instructions = asked(policy.spec, 1)
@@ -253,3 +255,23 @@ def test_a_second_call_of_the_same_size_sees_what_was_written_meanwhile(backend)
     backend.buffers.x_t[0] = draw_noise(5, 0, backend.buffers.x_t[0].shape)
     backend.step(requests, network_rows)
     assert not np.array_equal(first, backend.buffers.x_prev[:1])
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_whole_chunks_are_the_same_alone_and_in_company(tmp_path, int8):
+    """Of a trained network, whose activations have outliers; in ten steps rounding adds up."""
+    manifest, policy = checkpoint.load(checkpoint.PRETRAINED / "desk")
+    export_graphs(policy, tmp_path, int8=int8)
+    settings = BackendSettings(num_threads=1, max_requests=16)
+    server = InProcess(
+        policy, OnnxBackend(policy, settings, tmp_path, int8=int8), manifest.defaults
+    )
+    observations, instructions = asked(policy.spec, 16)
+    seeds = list(range(16))
+    how = {"num_steps": 10, "guidance_scale": 1.0, "eta": 0.0}
+    together = server.answers(server.requests(observations, instructions, seeds, **how))
+    assert max(answer.rows_per_call for answer in together) > 8
+    for i in (0, 7, 15):
+        one = server.requests(observations[i : i + 1], instructions[i : i + 1], [i], **how)
+        (alone,) = server.answers(one)
+        np.testing.assert_allclose(together[i].actions, alone.actions, atol=ROUNDING)

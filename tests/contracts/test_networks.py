@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -17,6 +18,7 @@ from models.networks.kinds import KINDS, config_from_json, config_to_json
 from models.networks.transformer import TransformerConfig
 from models.networks.unet1d import Unet1dConfig
 from models.policy import DiffusionConfig
+from models.quantize import rounded_blocks
 from models.trainer import denoising_loss
 from tests.policies import TINY_SPEC, make_policy, save_checkpoint
 
@@ -146,8 +148,8 @@ def graphs(policy, tmp_path_factory):
 
 
 def load_graphs(policy, folder):
-    """(guided step, the same in int8, encoder), exported and loaded by ONNX Runtime."""
-    export_graphs(policy, folder)
+    """(guided step, encoder, step in int8), exported and loaded by ONNX Runtime."""
+    export_graphs(policy, folder, int8=True)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return [
@@ -195,25 +197,56 @@ def test_the_exported_step_equals_torch_in_any_mix_of_rows(policy, graphs, w):
 def test_int8_weights_change_a_step_by_little(policy, graphs):
     feed = step_feed(policy, [0.0] * 5)
     _, exact = graphs[0].run(None, feed)
-    _, x0 = graphs[1].run(None, feed)
+    _, x0 = graphs[2].run(None, feed)
     error = np.sqrt(np.mean((x0 - exact) ** 2))
     assert 0 < error < 0.05 * np.sqrt(np.mean(exact**2))
 
 
-NUMBERS = range(7, 4000, 397)
-
-
-def test_one_number_that_is_not_finite_is_not_rounded_away(policy, graphs):
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_one_number_that_is_not_finite_is_not_rounded_away(policy, graphs, bad):
     """int8 has no NaN, and a robot would get what is left of the chunk."""
     feed = step_feed(policy, [0.0, 0.0, 2.0])
-    before, _ = graphs[1].run(None, feed)
+    before, _ = graphs[2].run(None, feed)
     slot = feed["condition_of"][0]
-    for number in NUMBERS:
+    for number in range(7, 4000, 397):
         conditions = feed["conditions"].copy()
-        conditions[slot, number % policy.network.film_dim] = np.nan
-        after, _ = graphs[1].run(None, {**feed, "conditions": conditions})
-        assert not np.isfinite(after[0]).any(), number
+        conditions[slot, number % policy.network.film_dim] = bad
+        spoilt = {**feed, "conditions": conditions}
+        exact, after = graphs[0].run(None, spoilt)[0], graphs[2].run(None, spoilt)[0]
+        # −inf in the key of a token means only that nobody attends to it
+        assert np.isnan(exact[0]).all() or np.isinf(bad)
+        np.testing.assert_array_equal(np.isfinite(after[0]), np.isfinite(exact[0]))
         np.testing.assert_array_equal(after[1:], before[1:])
+
+
+def test_each_product_in_int8_has_its_guard(policy, tmp_path):
+    export_graphs(policy, tmp_path, int8=True)
+    graph = onnx.load(tmp_path / checkpoint.INT8_ONNX).graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    products = [node for node in graph.node if node.op_type == "MatMulNBits"]
+    assert len(products) > 4
+    made_by = {node.output[0]: node for node in graph.node}
+    for product in products:
+        (total,) = [node for node in graph.node if product.output[0] in node.input]
+        (other,) = set(total.input) - {product.output[0]}
+        guard = made_by[other]
+        assert (total.op_type, guard.op_type) == ("Add", "MatMul")
+        assert guard.input[0] == product.input[0]
+        zeros = onnx.numpy_helper.to_array(constants[guard.input[1]])
+        assert zeros.shape[1] == 1
+        assert not zeros.any()
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(3, 64), (2, 70), (5, 1)])
+def test_weights_are_rounded_by_half_a_step_of_their_block(outputs, inputs):
+    rows = np.random.default_rng(0).standard_normal((outputs, inputs)).astype(np.float32)
+    rows[0] = 0
+    rounded, scales = rounded_blocks(rows)
+    found = (rounded.astype(np.float32) - 128) * scales.reshape(outputs, -1, 1)
+    assert rounded.shape[2] == 64
+    error = np.abs(found.reshape(outputs, -1)[:, :inputs] - rows)
+    assert (error <= 0.5001 * scales.reshape(outputs, -1).repeat(64, axis=1)[:, :inputs]).all()
+    assert not found.reshape(outputs, -1)[:, inputs:].any()
 
 
 @pytest.mark.parametrize("requests", [1, 4])
@@ -229,7 +262,7 @@ def test_the_exported_encoder_equals_torch(policy, graphs, requests):
     names = [*map(observation_input, SPEC.observation), "instruction", "request_of", "drop"]
     tensors = [*observation, instruction, *rows]
     feed = {name: array.numpy() for name, array in zip(names, tensors, strict=True)}
-    (found,) = graphs[2].run(None, feed)
+    (found,) = graphs[1].run(None, feed)
     assert_equal_to_1e_4(found, expected.numpy())
 
 

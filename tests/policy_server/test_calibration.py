@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from policy_server.backends.protocol import BackendSettings
 from policy_server.backends.torch_backend import TorchBackend
-from policy_server.calibration import measure_calls, measure_cost, warm_up, zero_observation
+from policy_server.calibration import (
+    measure_calls,
+    measure_cost,
+    usual_max_call_s,
+    warm_up,
+    zero_observation,
+)
 from policy_server.requests import Answer
 from tests.policies import CAMERA_SPEC, TINY_VISION, make_policy
 from tests.policy_server.simulation import (
@@ -36,6 +42,12 @@ def test_what_was_simulated_is_measured(fixed_s, call_s, encode_s, finish_s):
     assert cost.per_row_s == pytest.approx(call_s, abs=1e-9)
     assert cost.encode.estimate_s == pytest.approx(encode_s, abs=1e-9)
     assert cost.finish.estimate_s == pytest.approx(finish_s, abs=1e-9)
+
+
+@pytest.mark.parametrize(("row_s", "max_call_s"), [(0.0001, 0.003), (0.001, 0.004)])
+def test_a_call_may_be_shared_even_if_one_request_takes_long(row_s, max_call_s):
+    machine = backend(fixed_s=0.0, call_s=row_s, encode_s=0.0, finish_s=0.0)
+    assert usual_max_call_s(machine, machine.clock) == pytest.approx(max_call_s)
 
 
 def test_looking_at_cameras_is_part_of_encoding_once_a_request_and_of_no_step():

@@ -1,8 +1,12 @@
 """What is left open is chosen by what it takes; the times are the tests', the backends are real."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
+from policy_server import cores as machine
 from policy_server.backends import choice
 from policy_server.backends.choice import make_backend
 from policy_server.cores import usable_cores
@@ -42,15 +46,20 @@ def test_threads_are_doubled_while_that_is_worth_it(make):
     assert torch.get_num_threads() == 2  # and not as many as were tried last
 
 
-def test_no_more_threads_than_processors(make):
-    assert make("torch", None, cores=1, torch=SECONDS) == ("torch", 1, [("torch", 1)])
+def test_a_processor_is_left_to_everything_else(make):
     steep = {1: 4.0, 2: 2.0, 4: 1.0}
-    assert make("torch", None, cores=3, torch=steep)[1] == 2
+    for cores, threads in ((1, 1), (2, 1), (3, 2), (4, 2), (5, 4)):
+        assert make("torch", None, cores=cores, torch=steep)[1] == threads
 
 
 def test_what_is_named_is_not_measured(make):
     assert make("torch", 3) == ("torch", 3, [])
     assert make("onnx", 1) == ("onnx", 1, [])
+
+
+def test_int8_weights_are_made_for_those_who_ask(make, tmp_path):
+    assert make("onnx-int8", 1) == ("onnx-int8", 1, [])
+    assert not list(tmp_path.glob("*.onnx"))  # not in somebody's checkpoint
 
 
 @pytest.mark.parametrize("faster", ["torch", "onnx"])
@@ -61,11 +70,17 @@ def test_the_faster_backend_is_taken_and_its_threads_are_measured(make, faster):
     assert measured == [("torch", 1), ("onnx", 1), (faster, 2), (faster, 4)]
 
 
-def test_the_quota_of_a_container_counts(tmp_path):
+def test_the_quota_of_a_container_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "allowed_cores", lambda: 8)
     (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
     limit = tmp_path / "sys/fs/cgroup/cpu.max"
-    unlimited = usable_cores(tmp_path)
-    assert unlimited >= 1
-    for quota, cores in (("50000", 1), ("max", unlimited), (f"{10**9}", unlimited)):
+    for quota, cores in (("50000", 1), ("350000", 3), ("max", 8), (f"{10**9}", 8)):
         limit.write_text(f"{quota} 100000\n")
         assert usable_cores(tmp_path) == cores
+
+
+def test_a_server_decides_itself_how_it_logs():
+    """ONNX Runtime's own quantiser would not let it."""
+    said = "import logging, policy_server.server; print(logging.getLogger().handlers)"
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

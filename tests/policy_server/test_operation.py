@@ -27,6 +27,7 @@ from policy_server.model_swap import ModelSwap
 from tests.policies import TINY_SPEC, make_policy, save_checkpoint
 
 LONG = bool(os.environ.get("POLICY_SERVER_LONG_TESTS"))
+EXPORTS = pytest.mark.skipif(not LONG, reason="exports take long")
 SWAPS = 10 if LONG else 2
 ROBOTS, PERIOD_S, BUDGET_S = 20, 0.1, 2.0
 """A budget far beyond what is needed: what is tested here is not speed."""
@@ -120,10 +121,16 @@ class Robots:
 
 
 @pytest.mark.parametrize(
-    "backend",
-    ["torch", pytest.param("onnx", marks=pytest.mark.skipif(not LONG, reason="exports take long"))],
+    ("backend", "tolerance"),
+    [
+        ("torch", 1e-4),
+        pytest.param("onnx", 1e-4, marks=EXPORTS),
+        pytest.param("onnx-int8", 0.05, marks=EXPORTS),
+    ],
 )
-def test_models_are_swapped_under_load_and_each_reply_names_its_own(folder, expected, backend):
+def test_models_are_swapped_under_load_and_each_reply_names_its_own(
+    folder, expected, backend, tolerance
+):
     with running_server(folder, "--backend", backend) as server, Robots(server.address) as robots:
         robots.wait_for("one")
         for number in range(SWAPS):
@@ -140,7 +147,7 @@ def test_models_are_swapped_under_load_and_each_reply_names_its_own(folder, expe
     assert all(chunk.deadline_met for chunk in chunks)
     seen = Counter()
     for reply in chunks:
-        np.testing.assert_allclose(reply.actions, expected[reply.model_id], atol=1e-4)
+        np.testing.assert_allclose(reply.actions, expected[reply.model_id], atol=tolerance)
         seen[reply.model_id] += 1
     assert seen.keys() == POLICIES.keys()
     assert np.abs(expected["one"] - expected["two"]).max() > 0.1
