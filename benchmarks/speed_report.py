@@ -42,7 +42,7 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """A step of a request over the floor: ours with both backends, and the two loops."""
+    """A step of a request over the floor of float32: ours with each backend, and the two loops."""
     fewest = min(row["num_steps"] for row in rows)
     shown = [row for row in rows if row["num_steps"] == fewest]
     onnx, int8, torch = (
@@ -63,7 +63,9 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     for (name, seconds), marker in zip(contenders.items(), "os*D^v", strict=True):
         axes.plot(places, np.array(seconds) / floors, marker, label=name)
     axes.axhline(_FLOOR, color="black", lw=1)
-    axes.set(yscale="log", ylabel="time of a step / floor", title="distance to the floor")
+    axes.set(
+        yscale="log", ylabel="time of a step / floor of float32", title="distance to the floor"
+    )
     labels = [
         f"{row['network']}\n{row['robots']} robot{'s' * (row['robots'] > 1)}"
         f"{', guided' * row['guided']}\nfloor {row['floor_step_s'] * 1e3:.2g} ms"

@@ -21,14 +21,12 @@ from models.train_pusht import TrainPushtConfig
 
 @dataclass(frozen=True)
 class Export:
-    """Write ONNX graphs into a checkpoint folder and list them in its manifest.
-
-    model.onnx is a denoising step, model_int8.onnx the same with int8 weights, and encoder.onnx
-    what a request needs once.
-    """
+    """Write model.onnx and encoder.onnx into a checkpoint folder and list them in its manifest."""
 
     checkpoint: Positional[Path]
     """Folder made by `python -m models train`."""
+    int8: bool = False
+    """Write model_int8.onnx, too: the step with int8 weights, for `--backend onnx-int8`."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +89,10 @@ def main() -> None:
                 folder = command.checkpoint
                 checkpoint.discard_exports(folder)  # damaged ones can thus be repaired
                 manifest, policy = checkpoint.load(folder)
-                export_graphs(policy, folder, int8=True)
-                checkpoint.write_manifest(folder, manifest)
-                sys.stderr.write(f"wrote {', '.join(checkpoint.EXPORTS)} into {folder}\n")
+                export_graphs(policy, folder, int8=command.int8)
+                written = checkpoint.write_manifest(folder, manifest).files
+                names = [name for name in checkpoint.EXPORTS if name in written]
+                sys.stderr.write(f"wrote {', '.join(names)} into {folder}\n")
             case Describe():
                 if command.checkpoint:
                     manifest, _ = checkpoint.load(command.checkpoint)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
@@ -19,7 +18,6 @@ from models.checkpoint import ENCODER_ONNX, INT8_ONNX, ONNX
 from models.guidance import branch_rows
 from models.instruction_encoder import INSTRUCTION_DIM
 from models.policy import DiffusionPolicy
-from models.quantize import int8_weights
 
 STEP_INPUTS = (
     "x_t",
@@ -91,8 +89,10 @@ def export_graphs(policy: DiffusionPolicy, folder: Path, *, int8: bool) -> None:
     export_encoder(policy, folder / ENCODER_ONNX)
     if not int8:
         return
+    from models.quantize import write_int8  # noqa: PLC0415 - nobody else waits for its imports
+
     with _quiet_exporter(), _whole(folder / INT8_ONNX) as partial:
-        onnx.save(int8_weights(onnx.load(folder / ONNX)), partial)
+        write_int8(folder / ONNX, partial)
 
 
 def export_step(policy: DiffusionPolicy, path: Path) -> None:

@@ -9,6 +9,7 @@ would coarsen everybody's activations.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -25,19 +26,20 @@ _NO_LIMIT = 1 << 40
 Constants = dict[str, onnx.TensorProto]
 
 
-def int8_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A graph with its constant matrices in int8.
+def write_int8(source: Path, path: Path) -> None:
+    """Write a graph with its constant matrices in int8.
 
     Each product with one of them, x·W + b, becomes x·W + b + x·0, where 0 is a column of zeros.
     That makes a row NaN in which anything is not finite: int8 has no NaN, and rounding a block that
     has one in it would give plain numbers.
 
     Args:
-        model: as `models.export` writes it: linear layers are Gemm or MatMul.
+        source: as `models.export` writes it: linear layers are Gemm or MatMul.
+        path: of the new one.
     """
     # convolutions have their weights rearranged in the graph, which must be done before
     model = optimizer.optimize(
-        model,
+        onnx.load(source),
         onnx_shape_inference=False,
         input_size_limit=_NO_LIMIT,
         output_size_limit=_NO_LIMIT,
@@ -50,7 +52,7 @@ def int8_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.node.extend(nodes)
     graph.initializer.extend(tensor for name, tensor in constants.items() if name in used)
     model.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
-    return model
+    onnx.save(model, path)
 
 
 def _in_int8(node: NodeProto, constants: Constants) -> Iterator[NodeProto]:

@@ -136,13 +136,14 @@ class ModelSwap:
                     shutil.copyfile(self._folder / file, copy / Path(file).name)
                 graph = GRAPHS.get(self._serving.backend)
                 if graph is not None and graph not in manifest.files:
-                    self._export_graphs(copy)
+                    self._export_graphs(copy, int8=graph == checkpoint.INT8_ONNX)
                 return self._load(copy)
             except CheckpointError as error:
                 raise CheckpointError(str(error).replace(name, str(self._folder))) from error
 
-    def _export_graphs(self, folder: Path) -> None:
+    def _export_graphs(self, folder: Path, *, int8: bool) -> None:
         command = [sys.executable, "-m", "models", "export", str(folder)]
+        command += ["--int8"] if int8 else []
         self._export = subprocess.Popen(
             command,
             stdout=subprocess.DEVNULL,

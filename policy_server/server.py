@@ -61,11 +61,11 @@ class ServerConfig:
             clients whose key is in its clients/ may connect.
         unencrypted: let anybody on the network connect and read along.
         backend: what runs the network; auto measures torch and onnx and takes the faster. With
-            onnx-int8 large networks take half of that, and chunks are a little different: `python
-            -m benchmarks precision` says what that does to task success.
+            onnx-int8 large networks take less yet, and chunks are a little different: `python -m
+            benchmarks precision` says what that does to task success.
         num_threads: of one network call, and of encoding instructions. If not given, calls are
-            measured: more threads than one are taken where twice as many make them at least 1.4
-            times as fast, since they are taken from whatever else runs here.
+            measured: threads are doubled while that makes calls 1.4 times as fast and leaves a
+            processor to everything else.
         max_in_flight: requests inside at one time; more are refused at once.
         max_in_flight_per_client: the same for those of one connection; more than a few are of use
             only where many robots share one.
@@ -152,6 +152,7 @@ def load_model(
     max_call_s = (
         usual_max_call_s(backend, clock) if config.max_call_ms is None else config.max_call_ms / 1e3
     )
+    log.info("calls of several requests: at most %.1f ms", max_call_s * 1e3)
     engine_limits = EngineLimits(max_call_s, config.max_in_flight)
     observation = zero_observation(manifest.spec)
     cost = measure_cost(backend, observation, clock, max_call_s)

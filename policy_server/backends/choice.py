@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
-from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
@@ -68,26 +68,38 @@ def make_backend(
         made = [make(kind, num_threads or 1) for kind in kinds]
         if num_threads is not None and len(made) == 1:
             return made[0]
-        best_s, best = min(((_guided_step_s(one), one) for one in made), key=itemgetter(0))
+        best = made[0]
+        best_s = _guided_calls_s(best)
+        for other in made[1:]:
+            other_s = _guided_calls_s(other)
+            if _gain(best_s, other_s) > 1:
+                best, best_s = other, other_s
         while num_threads is None and 2 * best.num_threads < usable_cores():
             wider = make(best.name, 2 * best.num_threads)
-            wider_s = _guided_step_s(wider)
-            if wider_s * WORTH_DOUBLING > best_s:
+            wider_s = _guided_calls_s(wider)
+            if _gain(best_s, wider_s) < WORTH_DOUBLING:
                 break
-            best_s, best = wider_s, wider
+            best, best_s = wider, wider_s
     if best.name == "torch":
         torch.set_num_threads(best.num_threads)  # it is one number for all, that of the last made
     return best
 
 
-def _guided_step_s(backend: Backend) -> float:
-    """Of one request and of up to eight, a request: both a lone robot and a fleet count."""
+def _guided_calls_s(backend: Backend) -> list[float]:
+    """Seconds of guided calls of 1, 2, 4 and 8 requests; fewer if the larger ones take long."""
     seconds: list[float] = []
     for _, call_s in measure_calls(backend, time.monotonic, 4):
         seconds.append(call_s)
         if call_s > _LONG_S:
             break
-    step_s = seconds[0] + seconds[-1] / (1 << len(seconds) - 1)
-    took = f"{seconds[0] * 1e3:.2f} ms, of {1 << len(seconds) - 1}: {seconds[-1] * 1e3:.2f} ms"
-    log.info("guided step, %s on %d threads: %s", backend.name, backend.num_threads, took)
-    return step_s
+    told = ", ".join(f"{call_s * 1e3:.2f}" for call_s in seconds)
+    log.info("%s, threads: %d, guided calls: %s ms", backend.name, backend.num_threads, told)
+    return seconds
+
+
+def _gain(before_s: Sequence[float], after_s: Sequence[float]) -> float:
+    """How many times as fast the second is: both a lone robot and a fleet count."""
+    sizes = min(len(before_s), len(after_s))  # else one would be judged by larger calls
+    largest = 1 << (sizes - 1)
+    before, after = (s[0] + s[sizes - 1] / largest for s in (before_s, after_s))
+    return before / after

@@ -40,6 +40,9 @@ ROUNDING = 1e-5
 TOLERANCE = {"torch": ROUNDING, "onnx": ROUNDING, "onnx-int8": 0.2}
 """Largest difference from the float64 reference, in normalised units (samples are within ±1); the
 last is of networks without training, guided with w up to 3, which multiplies differences."""
+COMPANY = {"torch": ROUNDING, "onnx": ROUNDING, "onnx-int8": 0.01}
+"""Likewise from the same row alone: a sum that is different in its last bit, as it may be with
+another number of rows, can be rounded to the next of 127 numbers."""
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
@@ -107,7 +110,7 @@ def test_a_row_is_the_same_alone_and_in_company(backend):
             getattr(buffers, key)[0] = inputs[key][i]
         rows = buffers.lay_out(inputs["guidance_scale"][i : i + 1], slots[i : i + 1])
         backend.step(1, rows)
-        np.testing.assert_allclose(buffers.x_prev[0], together[i], atol=ROUNDING)
+        np.testing.assert_allclose(buffers.x_prev[0], together[i], atol=COMPANY[backend.name])
 
 
 NOT_FINITE = [(w, bad, branches) for w in (0, 1) for bad in (np.nan, np.inf) for branches in (1, 2)]
@@ -274,4 +277,4 @@ def test_whole_chunks_are_the_same_alone_and_in_company(tmp_path, int8):
     for i in (0, 7, 15):
         one = server.requests(observations[i : i + 1], instructions[i : i + 1], [i], **how)
         (alone,) = server.answers(one)
-        np.testing.assert_allclose(together[i].actions, alone.actions, atol=ROUNDING)
+        np.testing.assert_allclose(together[i].actions, alone.actions, atol=COMPANY[backend.name])

@@ -25,12 +25,13 @@ def make(tmp_path, monkeypatch):
     measured = []
 
     def made(name, num_threads, cores=8, **seconds):
-        def guided_step_s(backend):
+        def guided_calls_s(backend):
             measured.append((backend.name, backend.num_threads))
-            return seconds[backend.name][backend.num_threads]
+            found = seconds[backend.name][backend.num_threads]
+            return found if isinstance(found, list) else [found]
 
         monkeypatch.setattr(choice, "usable_cores", lambda: cores)
-        monkeypatch.setattr(choice, "_guided_step_s", guided_step_s)
+        monkeypatch.setattr(choice, "_guided_calls_s", guided_calls_s)
         measured.clear()
         backend = make_backend(name, policy, tmp_path, num_threads=num_threads, max_requests=2)
         return backend.name, backend.num_threads, list(measured)
@@ -50,6 +51,12 @@ def test_a_processor_is_left_to_everything_else(make):
     steep = {1: 4.0, 2: 2.0, 4: 1.0}
     for cores, threads in ((1, 1), (2, 1), (3, 2), (4, 2), (5, 4)):
         assert make("torch", None, cores=cores, torch=steep)[1] == threads
+
+
+def test_calls_of_the_same_sizes_are_compared(make):
+    """More threads reach larger calls before these take too long, and those cost less a request."""
+    assert make("torch", None, torch={1: [0.051], 2: [0.040, 0.056]})[1] == 1
+    assert make("torch", None, torch={1: [0.051], 2: [0.030, 0.056], 4: [0.030]})[1] == 2
 
 
 def test_what_is_named_is_not_measured(make):
