@@ -266,9 +266,8 @@ def test_whole_chunks_are_the_same_alone_and_in_company(tmp_path, int8):
     manifest, policy = checkpoint.load(checkpoint.PRETRAINED / "desk")
     export_graphs(policy, tmp_path, int8=int8)
     settings = BackendSettings(num_threads=1, max_requests=16)
-    server = InProcess(
-        policy, OnnxBackend(policy, settings, tmp_path, int8=int8), manifest.defaults
-    )
+    backend = OnnxBackend(policy, settings, tmp_path, int8=int8)
+    server = InProcess(policy, backend, manifest.defaults)
     observations, instructions = asked(policy.spec, 16)
     seeds = list(range(16))
     how = {"num_steps": 10, "guidance_scale": 1.0, "eta": 0.0}
