@@ -9,8 +9,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -196,6 +196,28 @@ def make_instructions() -> InstructionCache:
     return InstructionCache(encoder.encode)
 
 
+def _end_at_once(stopped: list[int]) -> None:
+    """On SIGTERM and Ctrl-C, from here on: while a model is loaded, there is nothing to finish."""
+
+    def end(number: int, _: object) -> None:
+        stopped.append(number)
+        sys.exit(0)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+
+
+@contextmanager
+def _ending(stopped: Sequence[int]) -> Iterator[None]:
+    """Leave with status 0 once a signal has said so, even if native code made an error of that."""
+    try:
+        yield
+    except Exception:
+        if stopped:
+            sys.exit(0)
+        raise
+
+
 def serve(config: ServerConfig, make_engine: EngineFactory = Engine) -> None:
     """Serve until SIGTERM or Ctrl-C; prints `ready ADDRESS …` once answers can be in time.
 
@@ -212,14 +234,15 @@ def serve(config: ServerConfig, make_engine: EngineFactory = Engine) -> None:
     )  # the cache bounds what one thread takes to encode
     stopped: list[int] = []
     hung_up: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))  # while loading, there is nothing to finish
+
+    _end_at_once(stopped)
     signal.signal(signal.SIGHUP, lambda number, _: hung_up.append(number))
     reactor = Reactor(limits, keys, config.max_clients)
     with ExitStack() as stack:
         stack.callback(reactor.close)
-        engine, metadata, cost, num_threads = load_model(config, limits, make_engine)
-        instructions = make_instructions()
+        with _ending(stopped):
+            engine, metadata, cost, num_threads = load_model(config, limits, make_engine)
+            instructions = make_instructions()
         service = Service(engine, instructions, metadata, time.monotonic, reactor.send)
         stack.callback(service.close)
         if config.metrics_port is not None:

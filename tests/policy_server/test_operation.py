@@ -364,3 +364,31 @@ def test_signals_while_it_loads_are_taken_in_order(folder):
         _, stderr = process.communicate(timeout=20)
     assert process.returncode == 0, stderr
     assert "Traceback" not in stderr
+
+
+SWALLOWED = """
+import sys, time
+from pathlib import Path
+from policy_server import server
+
+def load_model(*args):
+    print("loading", flush=True)
+    try:
+        time.sleep(60)
+    except SystemExit:  # as torch does when it looks for the shape of something
+        raise RuntimeError("could not determine the shape") from None
+
+server.load_model = load_model
+server.serve(server.ServerConfig(Path(sys.argv[1]), bind="tcp://127.0.0.1:*"))
+"""
+
+
+def test_an_end_that_native_code_makes_an_error_of_is_an_end(folder):
+    command = [sys.executable, "-c", SWALLOWED, str(folder)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "loading\n"
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=20)
+    assert (process.returncode, stderr) == (0, "")
