@@ -229,12 +229,9 @@ def serve(config: ServerConfig, make_engine: EngineFactory = Engine) -> None:
     limits = wire.WireLimits.of_requests(checkpoint.read_manifest(config.checkpoint).spec)
     reserve_descriptors(config.max_clients)
     set_nice(config.nice)  # before any thread is started
-    torch.set_num_threads(
-        config.num_threads or 1
-    )  # the cache bounds what one thread takes to encode
+    torch.set_num_threads(config.num_threads or 1)  # the cache bounds encoding on one thread
     stopped: list[int] = []
     hung_up: list[int] = []
-
     _end_at_once(stopped)
     signal.signal(signal.SIGHUP, lambda number, _: hung_up.append(number))
     reactor = Reactor(limits, keys, config.max_clients)
