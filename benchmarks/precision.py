@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
@@ -42,8 +41,7 @@ from benchmarks.statistics import bootstrap_interval
 from models import checkpoint
 from models.export import export_graphs
 from models.policy import DiffusionPolicy
-from models.samplers import draw_noise
-from models.sampling import Sampling, denoise
+from models.sampling import Sampling, sample_chunks
 from policy_server.backends.onnx_backend import OnnxBackend
 from policy_server.backends.protocol import Backend, BackendSettings
 from policy_server.backends.torch_backend import TorchBackend
@@ -145,7 +143,6 @@ def sampled_by(server: InProcess, policy: RobotPolicy, sampling: Sampling) -> Sa
     return sample
 
 
-@torch.inference_mode()
 def float64_chunks(
     policy: DiffusionPolicy,
     observation: Mapping[str, npt.NDArray[Any]],
@@ -160,21 +157,7 @@ def float64_chunks(
         x_prev, x0 = exact(*(t.double() if t.is_floating_point() else t for t in inputs))
         return x_prev, x0
 
-    twice = {name: torch.from_numpy(a).repeat_interleave(2, 0) for name, a in observation.items()}
-    conditions = policy.condition_part(
-        twice,
-        torch.from_numpy(instruction).repeat_interleave(2, 0),
-        torch.arange(2 * len(seeds)) % 2 == 1,
-    )
-    x0 = denoise(
-        step,
-        policy.diffusion.alpha_bar,
-        conditions,
-        sampling,
-        lambda t: np.stack([draw_noise(seed, t, policy.chunk_shape) for seed in seeds]),
-    )
-    actions: npt.NDArray[np.float32] = policy.to_actions(x0.float()).numpy()
-    return actions
+    return sample_chunks(policy, observation, instruction, sampling, seeds, step=step)
 
 
 def chunk_errors(

@@ -133,6 +133,8 @@ def sample_chunks(
     instruction: npt.NDArray[np.float32],
     sampling: Sampling,
     seeds: Sequence[int],
+    *,
+    step: Step | None = None,
 ) -> npt.NDArray[np.float32]:
     """Chunks for R observations and instructions.
 
@@ -142,6 +144,7 @@ def sample_chunks(
         instruction: float32 [R, INSTRUCTION_DIM].
         sampling: steps, sampler, grid, eta, w and where it acts.
         seeds: one a row.
+        step: in place of the policy's `GuidedStep`, called like it.
 
     Returns:
         float32 [R, horizon, action_dim], in the robot's units.
@@ -153,11 +156,11 @@ def sample_chunks(
     drop = torch.arange(2 * len(seeds)) % 2 == 1
     embedded = torch.from_numpy(instruction).repeat_interleave(2, 0)
     x0 = denoise(
-        policy.guided_step(),
+        step or policy.guided_step(),
         policy.diffusion.alpha_bar,
         policy.condition_part(twice, embedded, drop),
         sampling,
         lambda t: np.stack([draw_noise(seed, t, policy.chunk_shape) for seed in seeds]),
     )
-    actions: npt.NDArray[np.float32] = policy.to_actions(x0).numpy()
+    actions: npt.NDArray[np.float32] = policy.to_actions(x0.float()).numpy()
     return actions
