@@ -1,4 +1,4 @@
-"""What a robot installs to be driven by a policy server: numpy, pyzmq and msgpack, nothing heavier.
+"""What a robot installs to be driven by a policy server: numpy, pyzmq and msgspec, nothing heavier.
 
 Start with `PolicyClient` for single questions and `ControlLoop` to drive a `Robot`.
 """

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -82,7 +81,7 @@ def _load(path: Path) -> dict[str, npt.NDArray[Any]]:
         raise InvalidRequestError(msg) from error
 
 
-def _answer(args: argparse.Namespace) -> dict[str, Any]:
+def _answer(args: argparse.Namespace) -> object:
     timeout_s = args.timeout_ms / 1000
     observation = _load(args.observation) if args.command == "act" else {}
     with PolicyClient(args.address, keys=args.keys) as policy:
@@ -90,8 +89,8 @@ def _answer(args: argparse.Namespace) -> dict[str, Any]:
             return {"round_trip_s": policy.ping(timeout_s=timeout_s)}
         metadata = policy.metadata(timeout_s=timeout_s)
         if args.command == "metadata":
-            return asdict(metadata)
-        chunk = policy.act(
+            return metadata
+        return policy.act(
             observation,
             args.instruction,
             budget_s=args.budget_ms / 1000,
@@ -102,7 +101,6 @@ def _answer(args: argparse.Namespace) -> dict[str, Any]:
             best_effort=args.best_effort,
             timeout_s=timeout_s,
         )
-    return asdict(chunk) | {"actions": chunk.actions.tolist()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,7 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PolicyError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 1
-    sys.stdout.write(json.dumps(answer, indent=2) + "\n")
+    as_json = msgspec.json.encode(answer, enc_hook=np.ndarray.tolist)
+    sys.stdout.write(msgspec.json.format(as_json, indent=2).decode() + "\n")
     return 0
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 MAX_INTEGER = 2**63 - 1
-_LARGEST = sys.float_info.max
+_SMALLEST, _LARGEST = sys.float_info.min, sys.float_info.max
 
 
 def shown(value: object) -> str:
@@ -65,8 +65,10 @@ def positive_seconds(field: str, value: object) -> float:
     Raises:
         ValueError: not a finite number greater than zero.
     """
+    if type(value) is float and _SMALLEST <= value <= _LARGEST:
+        return value
     try:
-        return number(field, value, low=sys.float_info.min)
+        return number(field, value, low=_SMALLEST)
     except ValueError:
         msg = f"{field}: expected a finite number of seconds > 0, got {shown(value)}"
         raise ValueError(msg) from None
@@ -118,4 +120,4 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
 
 def all_finite(array: npt.NDArray[Any]) -> bool:
     """Whether no element is NaN or infinite."""
-    return int(np.count_nonzero(np.isfinite(array))) == array.size
+    return b"\0" not in np.isfinite(array).tobytes()  # a third of the time of `.all()`

@@ -1,28 +1,33 @@
 """The messages of the protocol and what each field may hold; no bytes and no sockets here.
 
-A message that exists is valid: every constructor checks its fields, so sender and receiver apply
-one set of rules. A request that breaks one raises `InvalidRequestError` with its request_id
-(whoever built it is at fault); a reply that does raises a plain `ValueError` (a bug of the server).
+A message that exists is valid. The types of its fields say what they may hold, and msgspec holds
+to that whatever is given to a constructor or comes from a socket, so sender and receiver apply one
+set of rules; what types cannot say is in the `check` of each class. A request that breaks a rule
+raises `InvalidRequestError` with its request_id (whoever built it is at fault); a reply that does
+raises a plain `ValueError` (a bug of the server).
 """
 
 from __future__ import annotations
 
+import math
+import re
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import MISSING, dataclass, fields
+from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar, get_type_hints
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta
 
 from client.errors import DeadlineError, InvalidRequestError, PolicyError, from_wire
 from client.field_checks import (
     MAX_INTEGER,
     all_finite,
-    boolean,
     dtype_name,
     integer,
     number,
-    positive_seconds,
     shown,
     text,
 )
@@ -34,39 +39,128 @@ MAX_ERROR_BYTES = 2000
 MAX_DIMENSIONS = 8
 
 
-def _callers_fault(error: ValueError, request_id: object) -> InvalidRequestError:
-    """A failed check of a request as the error that says which request it was."""
-    known = None
-    if isinstance(request_id, int) and 0 <= request_id <= MAX_INTEGER:
-        known = int(request_id)
-    return InvalidRequestError(str(error), request_id=known)
+_LARGEST = sys.float_info.max  # with these bounds a number is neither NaN nor infinite
+Index: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_INTEGER)]
+Count: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_INTEGER)]
+Number: TypeAlias = Annotated[float, Meta(ge=-_LARGEST, le=_LARGEST)]
+Share: TypeAlias = Annotated[float, Meta(ge=0.0, le=1.0)]
+Ratio: TypeAlias = Annotated[float, Meta(ge=1.0, le=_LARGEST)]
+Seconds: TypeAlias = Annotated[float, Meta(ge=0.0, le=_LARGEST)]
+PositiveSeconds: TypeAlias = Annotated[float, Meta(ge=sys.float_info.min, le=_LARGEST)]
+
+_SAID = re.compile(r"(.*) - at `\$\.?(.+)`", re.DOTALL)
+_MOST_SAID = 150
 
 
-def _check_request_id(request_id: object) -> None:
-    try:
-        integer("request_id", request_id, 0)
-    except ValueError as error:
-        raise _callers_fault(error, request_id) from None
+def explained(error: Exception, values: Mapping[Any, Any]) -> str:
+    """What msgspec says of a message and what was got, short enough to flood no log.
+
+    Args:
+        error: of msgspec.
+        values: of the message, by field.
+    """
+    said = _SAID.fullmatch(str(error))
+    if said is None:  # of a field that is missing or unknown
+        return f"header: {str(error)[:_MOST_SAID]}"
+    what, where = said.groups()
+    got = values.get(re.split(r"[.\[]", where)[0])
+    if isinstance(got, float) and not math.isfinite(got):
+        what = "expected a finite number"
+    return f"{where[:_MOST_SAID]}: {what[0].lower()}{what[1:_MOST_SAID]}, got {shown(got)}"
 
 
-def _check_array(field: str, array: object) -> None:
+M = TypeVar("M", bound="_Message")
+
+
+def _held_to_types(cls: type[M]) -> type[M]:
+    """Decorates a dataclass of a message: what a header holds of it is made a type of msgspec."""
+    types = get_type_hints(cls, include_extras=True)
+    of_header = [
+        (f.name, types[f.name]) if f.default is MISSING else (f.name, types[f.name], f.default)
+        for f in fields(cls)  # type: ignore[arg-type]  # it is one when this decorates it
+        if f.name not in _ARRAYS
+    ]
+    cls.header = msgspec.defstruct(cls.__name__, of_header, kw_only=True)
+    return cls
+
+
+_ARRAYS = ("observation", "actions")  # are frames of their own
+
+
+class _Message:
+    """What all messages share; each is a frozen dataclass of its own fields.
+
+    Attributes:
+        header: the same fields, less arrays, as a type of msgspec.
+    """
+
+    header: ClassVar[type[msgspec.Struct]]
+    request_id: int | None
+
+    def __post_init__(self) -> None:
+        """Check every field; numpy scalars become Python numbers.
+
+        Raises:
+            ValueError: one is of another type, or out of range.
+        """
+        given = vars(self)
+        try:
+            msgspec.convert(given, self.header)
+        except ValueError:
+            plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in given.items()}
+            try:
+                checked = msgspec.convert(plain, self.header)
+            except ValueError as error:
+                raise ValueError(explained(error, plain)) from None
+            given.update(msgspec.structs.asdict(checked))  # what is frozen is so from here on
+        self.check()
+
+    def check(self) -> None:
+        """Raises `ValueError` for what breaks a rule that no type can say."""
+
+
+class _Request(_Message):
+    def __post_init__(self) -> None:
+        """Check every field; numpy scalars become Python numbers.
+
+        Raises:
+            InvalidRequestError: one is of another type, or out of range.
+        """
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise InvalidRequestError(str(error), request_id=self._known_id()) from None
+
+    def _known_id(self) -> int | None:
+        """The request_id, if it can be one."""
+        given = self.request_id
+        if not isinstance(given, (int, np.integer)) or isinstance(given, bool):
+            return None
+        return int(given) if 0 <= given <= MAX_INTEGER else None
+
+
+def _check_array(field: str, name: str | None, array: object) -> None:
     if not isinstance(array, np.ndarray):
-        msg = f"{field}: expected a numpy array, got {type(array).__name__}"
-        raise ValueError(msg)
-    if dtype_name(array.dtype) not in ALLOWED_DTYPES:
-        expected = " or ".join(ALLOWED_DTYPES)
-        msg = f"{field}: expected dtype {expected}, got {dtype_name(array.dtype)}"
-        raise ValueError(msg)
-    if not 1 <= array.ndim <= MAX_DIMENSIONS or array.size == 0:
-        msg = f"{field}: expected 1..{MAX_DIMENSIONS} dimensions, none 0, got shape {array.shape}"
-        raise ValueError(msg)
+        got = type(array).__name__
+        expected = "a numpy array"
+    elif dtype_name(array.dtype) not in ALLOWED_DTYPES:
+        expected = f"dtype {' or '.join(ALLOWED_DTYPES)}"
+        got = dtype_name(array.dtype)
+    elif not 1 <= array.ndim <= MAX_DIMENSIONS or array.size == 0:
+        expected = f"1..{MAX_DIMENSIONS} dimensions, none 0"
+        got = f"shape {array.shape}"
+    else:
+        return
+    msg = f"{field if name is None else f'{field}.{name}'}: expected {expected}, got {got}"
+    raise ValueError(msg)
 
 
 # ── requests ─────────────────────────────────────────────────────────────────────────────────────
 
 
+@_held_to_types
 @dataclass(frozen=True, eq=False)
-class ActRequest:
+class ActRequest(_Request):
     """Ask for one action_chunk.
 
     Attributes:
@@ -83,89 +177,64 @@ class ActRequest:
     """
 
     session_id: str
-    request_id: int
+    request_id: Index
     observation: Mapping[str, npt.NDArray[Any]]
     instruction: str
-    budget_s: float
-    num_steps: int | None = None
-    guidance_scale: float | None = None
-    eta: float | None = None
-    seed: int | None = None
+    budget_s: PositiveSeconds
+    num_steps: Count | None = None
+    guidance_scale: Number | None = None
+    eta: Share | None = None
+    seed: Index | None = None
     best_effort: bool = False
 
-    def __post_init__(self) -> None:
-        """Check every field; numpy scalars become Python numbers."""
-        try:
-            checked: dict[str, Any] = {
-                "request_id": integer("request_id", self.request_id, 0),
-                "session_id": text("session_id", self.session_id, MAX_SESSION_ID_BYTES),
-                "budget_s": positive_seconds("budget_s", self.budget_s),
-                "best_effort": boolean("best_effort", self.best_effort),
-            }
-            text("instruction", self.instruction)
-            if self.num_steps is not None:
-                checked["num_steps"] = integer("num_steps", self.num_steps, 1)
-            if self.guidance_scale is not None:
-                checked["guidance_scale"] = number("guidance_scale", self.guidance_scale)
-            if self.eta is not None:
-                checked["eta"] = number("eta", self.eta, 0.0, 1.0)
-            if self.seed is not None:
-                checked["seed"] = integer("seed", self.seed, 0)
-            if not isinstance(self.observation, (dict, Mapping)):  # dict: ten times as fast
-                msg = f"observation: expected a mapping of arrays, got {shown(self.observation)}"
-                raise ValueError(msg)
-            for name, array in self.observation.items():
-                text("observation", name, MAX_NAME_BYTES)
-                _check_array(f"observation.{name}", array)
-        except ValueError as error:
-            raise _callers_fault(error, self.request_id) from None
-        vars(self).update(checked)  # what is frozen is frozen from here on
+    def check(self) -> None:
+        """See `_Message`."""
+        text("session_id", self.session_id, MAX_SESSION_ID_BYTES)
+        text("instruction", self.instruction)
+        if not isinstance(self.observation, (dict, Mapping)):  # dict: ten times as fast
+            msg = f"observation: expected a mapping of arrays, got {shown(self.observation)}"
+            raise ValueError(msg)
+        for name, array in self.observation.items():
+            text("observation", name, MAX_NAME_BYTES)
+            _check_array("observation", name, array)
 
 
+@_held_to_types
 @dataclass(frozen=True)
-class MetadataRequest:
+class MetadataRequest(_Request):
     """Ask what the server serves."""
 
-    request_id: int
-
-    def __post_init__(self) -> None:
-        """Check the field."""
-        _check_request_id(self.request_id)
+    request_id: Index
 
 
+@_held_to_types
 @dataclass(frozen=True)
-class PingRequest:
+class PingRequest(_Request):
     """Ask for a sign of life; answered also while a model runs."""
 
-    request_id: int
-
-    def __post_init__(self) -> None:
-        """Check the field."""
-        _check_request_id(self.request_id)
+    request_id: Index
 
 
+@_held_to_types
 @dataclass(frozen=True)
-class CancelRequest:
+class CancelRequest(_Request):
     """The act request of this session and number is no longer wanted; has no reply of its own."""
 
     session_id: str
-    request_id: int
+    request_id: Index
 
-    def __post_init__(self) -> None:
-        """Check both fields."""
-        try:
-            text("session_id", self.session_id, MAX_SESSION_ID_BYTES)
-            vars(self)["request_id"] = integer("request_id", self.request_id, 0)
-        except ValueError as error:
-            # without the number: an error that had it would pass for the act request's answer
-            raise InvalidRequestError(str(error)) from None
+    def check(self) -> None:
+        """See `_Message`."""
+        text("session_id", self.session_id, MAX_SESSION_ID_BYTES)
+
+    def _known_id(self) -> None:
+        """None: an error that had it would pass for the act request's answer."""
 
 
 # ── replies ──────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
-class Timing:
+class Timing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where the server's time went, in seconds by the server's clock.
 
     Attributes:
@@ -176,21 +245,15 @@ class Timing:
         total_s: from receipt to the hand-over of the reply; the sum of the others or more.
     """
 
-    queue_s: float
-    encode_s: float
-    denoise_s: float
-    total_s: float
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        number("timing.queue_s", self.queue_s, 0.0)
-        number("timing.encode_s", self.encode_s, 0.0)
-        number("timing.denoise_s", self.denoise_s, 0.0)
-        number("timing.total_s", self.total_s, 0.0)
+    queue_s: Seconds
+    encode_s: Seconds
+    denoise_s: Seconds
+    total_s: Seconds
 
 
+@_held_to_types
 @dataclass(frozen=True, eq=False)
-class ActionChunk:
+class ActionChunk(_Message):
     """The answer to an `ActRequest`.
 
     Attributes:
@@ -209,48 +272,37 @@ class ActionChunk:
         timing: where the server's time went.
     """
 
-    request_id: int
+    request_id: Index
     actions: npt.NDArray[np.float32]
-    num_steps: int
-    timesteps: tuple[int, ...]
-    nfe: int
-    rows_per_call: float
+    num_steps: Count
+    timesteps: tuple[Index, ...]
+    nfe: Index
+    rows_per_call: Ratio
     deadline_met: bool
     model_id: str
     spec_id: str
-    guidance_scale: float
-    eta: float
-    seed: int
+    guidance_scale: Number
+    eta: Share
+    seed: Index
     timing: Timing
 
-    def __post_init__(self) -> None:
-        """Check every field; numpy scalars become Python numbers."""
-        _check_array("actions", self.actions)
-        if self.actions.ndim != 2 or dtype_name(self.actions.dtype) != "float32":
+    def check(self) -> None:
+        """See `_Message`; above all, what is no number is no action."""
+        actions = self.actions
+        _check_array("actions", None, actions)
+        if actions.ndim != 2 or dtype_name(actions.dtype) != "float32":
             msg = (
                 "actions: expected float32 [horizon, action_dim], "
-                f"got {dtype_name(self.actions.dtype)} {self.actions.shape}"
+                f"got {dtype_name(actions.dtype)} {actions.shape}"
             )
             raise ValueError(msg)
-        if not all_finite(self.actions):
+        if not all_finite(actions):
             raise ValueError("actions: expected finite numbers, got NaN or infinity")
         text("model_id", self.model_id, MAX_NAME_BYTES)
         text("spec_id", self.spec_id, MAX_NAME_BYTES)
-        checked: dict[str, Any] = {
-            "request_id": integer("request_id", self.request_id, 0),
-            "num_steps": integer("num_steps", self.num_steps, 1),
-            "timesteps": tuple([integer("timesteps", t, 0) for t in self.timesteps]),
-            "nfe": integer("nfe", self.nfe, 0),
-            "rows_per_call": number("rows_per_call", self.rows_per_call, 1.0),
-            "deadline_met": boolean("deadline_met", self.deadline_met),
-            "guidance_scale": number("guidance_scale", self.guidance_scale),
-            "eta": number("eta", self.eta, 0.0, 1.0),
-            "seed": integer("seed", self.seed, 0),
-        }
-        if len(checked["timesteps"]) != checked["num_steps"]:
+        if len(self.timesteps) != self.num_steps:
             msg = f"timesteps: expected num_steps={self.num_steps}, got {len(self.timesteps)}"
             raise ValueError(msg)
-        vars(self).update(checked)
 
 
 @dataclass(frozen=True)
@@ -324,31 +376,26 @@ class Metadata:
             number(f"metadata.limits.{name}", limit)
 
 
+@_held_to_types
 @dataclass(frozen=True)
-class MetadataReply:
+class MetadataReply(_Message):
     """The answer to a `MetadataRequest`."""
 
-    request_id: int
+    request_id: Index
     metadata: Metadata
 
-    def __post_init__(self) -> None:
-        """Check the field that `Metadata` has not checked."""
-        integer("request_id", self.request_id, 0)
 
-
+@_held_to_types
 @dataclass(frozen=True)
-class Pong:
+class Pong(_Message):
     """The answer to a `PingRequest`."""
 
-    request_id: int
-
-    def __post_init__(self) -> None:
-        """Check the field."""
-        integer("request_id", self.request_id, 0)
+    request_id: Index
 
 
+@_held_to_types
 @dataclass(frozen=True)
-class ErrorReply:
+class ErrorReply(_Message):
     """Why there is no answer.
 
     Attributes:
@@ -358,19 +405,15 @@ class ErrorReply:
         soonest_s: with code "deadline": the smallest budget that could have been met.
     """
 
-    request_id: int | None
+    request_id: Index | None
     code: str
     message: str
-    soonest_s: float | None = None
+    soonest_s: Seconds | None = None
 
-    def __post_init__(self) -> None:
-        """Check every field."""
-        if self.request_id is not None:
-            integer("request_id", self.request_id, 0)
+    def check(self) -> None:
+        """See `_Message`."""
         text("code", self.code, MAX_NAME_BYTES)
         text("message", self.message, MAX_ERROR_BYTES)
-        if self.soonest_s is not None:
-            number("soonest_s", self.soonest_s, low=0.0)
 
     @classmethod
     def from_error(cls, error: PolicyError) -> ErrorReply:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from client.errors import CancelledError, ConnectionLostError, PolicyError, ProtocolError
 from client.messages import ActionChunk, ErrorReply, Message, MetadataReply, Pong
@@ -44,8 +46,7 @@ class Chunk(ActionChunk):
 Result = Chunk | MetadataReply | Pong | PolicyError
 
 
-@dataclass(frozen=True)
-class Sent:
+class Sent(NamedTuple):
     """A request that awaits its answer; instants on the client's clock.
 
     Attributes:
@@ -68,16 +69,19 @@ class Outstanding:
 
     Attributes:
         dropped: replies to a request that is unknown or already settled.
+        next_expiry_s: `expire` has nothing to do before this instant.
     """
 
     def __init__(self) -> None:
         """Start with no request."""
         self.dropped = 0
+        self.next_expiry_s = math.inf
         self._sent: dict[int, Sent] = {}
 
     def add(self, request_id: int, sent: Sent) -> None:
         """A request has been sent."""
         self._sent[request_id] = sent
+        self.next_expiry_s = min(self.next_expiry_s, sent.sent_s + sent.timeout_s)
 
     def settle(self, reply: Message | PolicyError, now_s: float) -> Result | None:
         """What a message that came at `now_s` means to the caller; None if it is dropped.
@@ -107,8 +111,13 @@ class Outstanding:
 
     def expire(self, now_s: float) -> list[tuple[Sent, ConnectionLostError]]:
         """Settle the requests whose timeout has passed; each as it was sent and its error."""
+        if now_s < self.next_expiry_s:
+            return []
         expired = [i for i, s in self._sent.items() if now_s >= s.sent_s + s.timeout_s]
-        return [self._lost(request_id) for request_id in expired]
+        lost = [self._lost(request_id) for request_id in expired]
+        expiries_s = (s.sent_s + s.timeout_s for s in self._sent.values())
+        self.next_expiry_s = min(expiries_s, default=math.inf)
+        return lost
 
     def cancel(self, request_id: int) -> CancelledError | None:
         """Settle a request for an action chunk that is no longer wanted; None if it is none."""
@@ -125,10 +134,6 @@ class Outstanding:
     def is_only(self, request_id: int) -> bool:
         """Whether this request is outstanding and no other is."""
         return self._sent.keys() == {request_id}
-
-    def next_expiry_s(self) -> float | None:
-        """When `expire` will next have something to do; None if nothing is outstanding."""
-        return min((s.sent_s + s.timeout_s for s in self._sent.values()), default=None)
 
     def _lost(self, request_id: int) -> tuple[Sent, ConnectionLostError]:
         sent = self._sent.pop(request_id)

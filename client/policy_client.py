@@ -363,32 +363,37 @@ class PolicyClient:
 
     def _until_expiry_ms(self, at_most_ms: int) -> int:
         """Until the next request expires, but not longer."""
-        expiry_s = self._outstanding.next_expiry_s()
-        if expiry_s is None:
-            return at_most_ms
-        return min(at_most_ms, math.ceil((expiry_s - self._clock()) * 1000))
+        left_ms = (self._outstanding.next_expiry_s - self._clock()) * 1000
+        return at_most_ms if left_ms > at_most_ms else max(0, math.ceil(left_ms))
 
     def _await(self, request_id: int, reply_type: type[T]) -> T:
         """The answer to one request, or its error raised; other results stay for `poll`."""
         before = len(self._settled)
-        while True:
-            mine = [r for r in self._settled if r.request_id == request_id]
-            if not mine and self._outstanding.is_only(request_id):
-                # what cannot be decoded, and came since, can only be the answer to this one
-                lost = [r for r in self._settled[before:] if isinstance(r, ProtocolError)]
-                mine = [r for r in lost if r.request_id is None]
-            if mine:
-                break
+        while (result := self._settled_of(request_id, before)) is None:
             self._collect(_LONGEST_WAIT_MS)  # ends sooner: the request expires
-        result = mine[0]
-        self._settled = [r for r in self._settled if r is not result]
+        self._settled.remove(result)
         self._outstanding.forget(request_id)
         if isinstance(result, PolicyError):
             raise result
-        return cast(T, result)  # Outstanding lets nothing else through
+        return cast("T", result)  # Outstanding lets nothing else through
+
+    def _settled_of(self, request_id: int, before: int) -> Result | None:
+        """What a request was settled with; `before` it was asked there were so many settled."""
+        for result in self._settled:
+            if result.request_id == request_id:
+                return result
+        for result in self._settled[before:]:
+            lost = isinstance(result, ProtocolError) and result.request_id is None
+            # what cannot be decoded, and came since, can only be the answer to the only one
+            if lost and self._outstanding.is_only(request_id):
+                return result
+        return None
 
     def _await_connection(self, until_s: float) -> None:
-        left_ms = math.ceil((until_s - self._clock()) * 1000)
+        """Return once there is one; the usual case asks nothing else."""
+        if self._connection.wait_connected():
+            return
+        left_ms = max(0, math.ceil((until_s - self._clock()) * 1000))
         if not self._connection.wait_connected(left_ms):
             msg = f"no connection to {self.address}; is the server running there?"
             raise ConnectionLostError(msg)

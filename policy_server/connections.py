@@ -117,6 +117,7 @@ class Connections:
         self._max_unread_bytes = max_unread_bytes
         self._frame_bytes = frame_bytes
         self._open: dict[int, _Connection] = {}
+        self._uncounted: list[tuple[zmq.Frame, Sequence[memoryview]]] = []
         self._read: dict[int, int] = {}  # bytes since the last look, by descriptor
         self._left_behind = 0
         self._dropped, self._warned_s = 0, -_WARN_EVERY_S
@@ -141,15 +142,21 @@ class Connections:
 
     def read_from(self, frame: zmq.Frame, frames: Sequence[memoryview]) -> None:
         """A whole message has been read; `frame` is the last of its `frames`."""
-        size = 0
-        for one in frames:
-            body = len(one) + self._frame_bytes
-            size += body + (_LONG_HEAD if body > _SHORT else _SHORT_HEAD)
-        try:
-            descriptor = int(frame.get(_SOURCE))
-        except zmq.ZMQError:  # a client with ZMTP below 3, which is none of ours
-            return
-        self._read[descriptor] = self._read.get(descriptor, 0) + size
+        self._uncounted.append((frame, frames))
+
+    def count(self) -> None:
+        """Whose the messages were that have been read, and how large."""
+        for frame, frames in self._uncounted:
+            size = 0
+            for one in frames:
+                body = len(one) + self._frame_bytes
+                size += body + (_LONG_HEAD if body > _SHORT else _SHORT_HEAD)
+            try:
+                descriptor = int(frame.get(_SOURCE))
+            except zmq.ZMQError:  # a client with ZMTP below 3, which is none of ours
+                continue
+            self._read[descriptor] = self._read.get(descriptor, 0) + size
+        self._uncounted.clear()
 
     def update(self, now_s: float) -> None:
         """Take note of who came and went.
@@ -172,6 +179,7 @@ class Connections:
             drained: no whole message is left to be read.
         """
         self.update(now_s)
+        self.count()
         if drained:
             self._left_behind = 0
         pending: list[tuple[int, int]] = []

@@ -193,14 +193,15 @@ class Reactor:
             self._unread.drained(time.monotonic())
         if readable:
             self._receive(service)
-        check_s = self._checked_s + _CHECK_CONNECTIONS_S
-        if self._connections.crowded or time.monotonic() > check_s:
-            self._checked_s = time.monotonic()
-            self._connections.check(self._checked_s, drained=self._drained)
+        now_s = time.monotonic()
+        if self._connections.crowded or now_s > self._checked_s + _CHECK_CONNECTIONS_S:
+            self._checked_s = now_s
+            self._connections.check(now_s, drained=self._drained)
         service.collect_instructions()
         self._flush()
         service.advance()
         self._flush()
+        self._connections.count()  # when answers are out
 
     def _readable(self, wait_ms: int = 0) -> bool:
         """Whether a message is there, within so long; cheaper than the socket's own poll."""

@@ -139,7 +139,6 @@ def test_the_page_lists_every_field_code_and_default(metadata: Metadata) -> None
     header_bytes = small.max_header_bytes - 300
     for text in (
         f"{small.max_frames} frames, {header_bytes:,} bytes of header and 300 more",
-        f"{small.max_items} entries",
         f"{small.max_instruction_bytes} bytes of instruction",
     ):
         assert text in PAGE

@@ -406,7 +406,7 @@ def test_bad_metadata_is_the_servers_fault(metadata: Metadata) -> None:
 # ── limits ───────────────────────────────────────────────────────────────────────────────────────
 
 TIGHT = wire.WireLimits(
-    max_frames=2, max_header_bytes=400, max_array_bytes=24, max_instruction_bytes=20, max_items=13
+    max_frames=2, max_header_bytes=400, max_array_bytes=24, max_instruction_bytes=20
 )
 
 
