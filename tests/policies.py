@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from client.specs import ArraySpec, PolicySpec
-from models import checkpoint
+from models import checkpoint, quantize
+from models.export import export_graphs
 from models.instruction_encoder import PACKAGE, weights_sha256
 from models.networks.film_mlp import FilmMlpConfig
 from models.policy import DiffusionConfig, DiffusionPolicy
@@ -79,3 +81,10 @@ def save_checkpoint(folder, policy, min_steps=2, max_useful_steps=8, model_id="t
         **fields,
     )
     return checkpoint.save(folder, manifest, policy)
+
+
+def export_with_int8(policy, folder):
+    """All graphs, in int8 what would be if this network were of the usual size."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantize, "FEWEST_WEIGHTS", 512)
+        export_graphs(policy, folder, int8=True)

@@ -20,14 +20,14 @@ from models.samplers import draw_noise
 from policy_server.backends.onnx_backend import OnnxBackend
 from policy_server.backends.protocol import BackendSettings
 from policy_server.backends.torch_backend import TorchBackend
-from tests.policies import CAMERA_SPEC, TINY_SPEC, TINY_VISION, make_policy
+from tests.policies import CAMERA_SPEC, TINY_SPEC, TINY_VISION, export_with_int8, make_policy
 
 SETTINGS = BackendSettings(num_threads=1, max_requests=4)
 
 
 def make_onnx(policy, *, int8=False):
     with TemporaryDirectory() as folder:
-        export_graphs(policy, Path(folder), int8=True)
+        export_with_int8(policy, Path(folder))
         return OnnxBackend(policy, SETTINGS, Path(folder), int8=int8)
 
 
@@ -261,13 +261,14 @@ def test_a_second_call_of_the_same_size_sees_what_was_written_meanwhile(backend)
 
 
 @pytest.mark.parametrize("int8", [False, True])
-def test_whole_chunks_are_the_same_alone_and_in_company(tmp_path, int8):
-    """Of a trained network, whose activations have outliers; in ten steps rounding adds up."""
-    manifest, policy = checkpoint.load(checkpoint.PRETRAINED / "desk")
+@pytest.mark.parametrize("bundled", ["desk", "pusht"])
+def test_whole_chunks_are_the_same_alone_and_in_company(tmp_path, bundled, int8):
+    """Of trained networks, whose activations have outliers; in ten steps rounding adds up."""
+    manifest, policy = checkpoint.load(checkpoint.PRETRAINED / bundled)
     export_graphs(policy, tmp_path, int8=int8)
     settings = BackendSettings(num_threads=1, max_requests=16)
     backend = OnnxBackend(policy, settings, tmp_path, int8=int8)
-    server = InProcess(policy, backend, manifest.defaults)
+    server = InProcess(policy, backend, manifest.defaults, max_call_s=1.0)
     observations, instructions = asked(policy.spec, 16)
     seeds = list(range(16))
     how = {"num_steps": 10, "guidance_scale": 1.0, "eta": 0.0}

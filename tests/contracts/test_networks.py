@@ -20,7 +20,7 @@ from models.networks.unet1d import Unet1dConfig
 from models.policy import DiffusionConfig
 from models.quantize import rounded_blocks
 from models.trainer import denoising_loss
-from tests.policies import TINY_SPEC, make_policy, save_checkpoint
+from tests.policies import TINY_SPEC, export_with_int8, make_policy, save_checkpoint
 
 SPEC = replace(
     TINY_SPEC,
@@ -149,7 +149,7 @@ def graphs(policy, tmp_path_factory):
 
 def load_graphs(policy, folder):
     """(guided step, encoder, step in int8), exported and loaded by ONNX Runtime."""
-    export_graphs(policy, folder, int8=True)
+    export_with_int8(policy, folder)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return [
@@ -220,21 +220,42 @@ def test_one_number_that_is_not_finite_is_not_rounded_away(policy, graphs, bad):
 
 
 def test_each_product_in_int8_has_its_guard(policy, tmp_path):
-    export_graphs(policy, tmp_path, int8=True)
+    export_with_int8(policy, tmp_path)
     graph = onnx.load(tmp_path / checkpoint.INT8_ONNX).graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    products = [node for node in graph.node if node.op_type == "MatMulNBits"]
-    assert len(products) > 4
-    made_by = {node.output[0]: node for node in graph.node}
-    for product in products:
-        (total,) = [node for node in graph.node if product.output[0] in node.input]
-        (other,) = set(total.input) - {product.output[0]}
-        guard = made_by[other]
-        assert (total.op_type, guard.op_type) == ("Add", "MatMul")
-        assert guard.input[0] == product.input[0]
-        zeros = onnx.numpy_helper.to_array(constants[guard.input[1]])
-        assert zeros.shape[1] == 1
-        assert not zeros.any()
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    made_by = {name: node for node in graph.node for name in node.output}
+    products = {"MatMulNBits": 0, "MatMulIntegerToFloat": 0}
+    for product in graph.node:
+        if product.op_type not in products:
+            continue
+        products[product.op_type] += 1
+        (guarded,) = [node for node in graph.node if product.output[0] in node.input]
+        (other,) = set(guarded.input) - {product.output[0]}
+        if product.op_type == "MatMulNBits":
+            guard, x = made_by[other], product.input[0]
+            assert (guarded.op_type, guard.op_type) == ("Add", "MatMul")
+            assert guard.input[0] == x
+            assert constants[guard.input[1]].shape[1] == 1
+        else:
+            rounding = made_by[product.input[0]]
+            scaling = made_by[rounding.input[0]]
+            scale, x = made_by[scaling.input[1]], scaling.input[0]
+            assert (guarded.op_type, scaling.op_type, scale.op_type) == ("Mul", "Div", "Add")
+            assert other == scale.output[0]
+            guard = made_by[scale.input[1]]
+            total = made_by[guard.input[0]]
+            assert (guard.op_type, total.op_type) == ("Mul", "ReduceSum")
+            assert made_by[total.input[0]].input[0] == x
+        assert not constants[guard.input[1]].any()
+    rows_have_positions = policy.network.config.kind != FilmMlpConfig.kind
+    assert (products["MatMulIntegerToFloat"] > 4) == rows_have_positions
+    assert sum(products.values()) > 4
+
+
+def test_small_products_stay_as_they_are(policy, tmp_path):
+    export_graphs(policy, tmp_path, int8=True)
+    operators = {n.op_type for n in onnx.load(tmp_path / checkpoint.INT8_ONNX).graph.node}
+    assert not operators & {"MatMulNBits", "MatMulIntegerToFloat"}
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), [(3, 64), (2, 70), (5, 1)])
