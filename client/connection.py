@@ -83,15 +83,15 @@ class Connection:
             return False
         return True
 
-    def receive(self, wait_ms: int = 0) -> list[Frame] | None:
+    def receive(self, wait_ms: int = 0) -> list[bytes] | None:
         """The next message, if one is there or comes within so long, or None."""
         if not zmq.zmq_poll(self._readable, wait_ms):  # a fraction of the socket's own poll
             return None
         frame = self._socket.recv(_NOW, copy=False)
-        frames: list[Frame] = [frame.buffer]
+        frames = [frame.bytes]  # copied, since ZeroMQ's own memory need not be aligned for floats
         while frame.more:  # asking the socket takes several times as long, as recv_multipart does
             frame = self._socket.recv(_NOW, copy=False)
-            frames.append(frame.buffer)
+            frames.append(frame.bytes)
         return frames
 
     def wait_connected(self, at_most_ms: int = 0) -> bool:

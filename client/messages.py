@@ -62,11 +62,12 @@ def explained(error: Exception, values: Mapping[Any, Any]) -> str:
     said = _SAID.fullmatch(str(error))
     if said is None:  # of a field that is missing or unknown
         return f"header: {str(error)[:_MOST_SAID]}"
-    what, where = said.groups()
+    what, where = (part.replace("`", "")[:_MOST_SAID] for part in said.groups())
     got = values.get(re.split(r"[.\[]", where)[0])
     if isinstance(got, float) and not math.isfinite(got):
-        what = "expected a finite number"
-    return f"{where[:_MOST_SAID]}: {what[0].lower()}{what[1:_MOST_SAID]}, got {shown(got)}"
+        what = "Expected a finite number"
+    between = " " if ", got " in what else ", got "  # of a wrong type, msgspec says which it was
+    return f"{where}: {what[0].lower()}{what[1:]}{between}{shown(got)}"
 
 
 M = TypeVar("M", bound="_Message")
@@ -235,7 +236,7 @@ class CancelRequest(_Request):
 
 
 class Timing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the server's time went, in seconds by the server's clock.
+    """Where the server's time went, in seconds by the server's clock; checked when it is decoded.
 
     Attributes:
         queue_s: from receipt to the first work on the observation; a new instruction is encoded
