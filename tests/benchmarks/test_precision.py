@@ -13,7 +13,8 @@ from models.networks.film_mlp import FilmMlpConfig
 from models.sampling import Sampling, sample_chunks
 from tests.policies import make_policy, save_checkpoint
 
-SMALL = replace(FilmMlpConfig.for_spec(DESK_SPEC, 5), width=64, num_blocks=2, condition_dim=16)
+# wide enough for products that are worth to be in int8
+SMALL = replace(FilmMlpConfig.for_spec(DESK_SPEC, 5), width=256, num_blocks=2, condition_dim=16)
 
 
 @pytest.fixture(scope="module")
