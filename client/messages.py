@@ -46,9 +46,9 @@ Number: TypeAlias = Annotated[float, Meta(ge=-_LARGEST, le=_LARGEST)]
 Share: TypeAlias = Annotated[float, Meta(ge=0.0, le=1.0)]
 Ratio: TypeAlias = Annotated[float, Meta(ge=1.0, le=_LARGEST)]
 Seconds: TypeAlias = Annotated[float, Meta(ge=0.0, le=_LARGEST)]
-PositiveSeconds: TypeAlias = Annotated[float, Meta(ge=sys.float_info.min, le=_LARGEST)]
+PositiveSeconds: TypeAlias = Annotated[float, Meta(gt=0.0, le=_LARGEST)]
 
-_SAID = re.compile(r"(.*) - at `\$\.?(.+)`", re.DOTALL)
+_SAID = re.compile(r"(.*) - at `\$\.?(.+)`")
 _MOST_SAID = 150
 
 
@@ -59,9 +59,11 @@ def explained(error: Exception, values: Mapping[Any, Any]) -> str:
         error: of msgspec.
         values: of the message, by field.
     """
-    said = _SAID.fullmatch(str(error))
+    # it may hold names of a stranger's choice, which must not write to a terminal what they like
+    printable = "".join(c if c.isprintable() else "?" for c in str(error))
+    said = _SAID.fullmatch(printable)
     if said is None:  # of a field that is missing or unknown
-        return f"header: {str(error)[:_MOST_SAID]}"
+        return f"header: {printable[:_MOST_SAID]}"
     what, where = (part.replace("`", "")[:_MOST_SAID] for part in said.groups())
     got = values.get(re.split(r"[.\[]", where)[0])
     if isinstance(got, float) and not math.isfinite(got):
@@ -106,14 +108,14 @@ class _Message:
         """
         given = vars(self)
         try:
-            msgspec.convert(given, self.header)
+            checked = msgspec.convert(given, self.header)
         except ValueError:
             plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in given.items()}
             try:
                 checked = msgspec.convert(plain, self.header)
             except ValueError as error:
                 raise ValueError(explained(error, plain)) from None
-            given.update(msgspec.structs.asdict(checked))  # what is frozen is so from here on
+        given.update(msgspec.structs.asdict(checked))  # what is frozen is so from here on
         self.check()
 
     def check(self) -> None:
@@ -236,7 +238,7 @@ class CancelRequest(_Request):
 
 
 class Timing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the server's time went, in seconds by the server's clock; checked when it is decoded.
+    """Where the server's time went, in seconds by the server's clock.
 
     Attributes:
         queue_s: from receipt to the first work on the observation; a new instruction is encoded
@@ -250,6 +252,13 @@ class Timing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     encode_s: Seconds
     denoise_s: Seconds
     total_s: Seconds
+
+    def __post_init__(self) -> None:
+        """Check every field: msgspec takes one that exists for checked."""
+        number("timing.queue_s", self.queue_s, 0.0)
+        number("timing.encode_s", self.encode_s, 0.0)
+        number("timing.denoise_s", self.denoise_s, 0.0)
+        number("timing.total_s", self.total_s, 0.0)
 
 
 @_held_to_types

@@ -6,6 +6,7 @@ import contextlib
 import math
 import tracemalloc
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import hypothesis.extra.numpy as hnp
@@ -324,6 +325,28 @@ def test_a_whole_number_is_a_number_and_an_array_of_another_byte_order_travels()
     assert type(received.budget_s) is float
     np.testing.assert_array_equal(received.observation["state"], state)
     assert received.observation["state"].dtype == "<f4"
+
+
+def test_a_message_has_the_types_of_its_fields_however_it_was_made() -> None:
+    sent = request(budget_s=1, guidance_scale=2**70)
+    assert (type(sent.budget_s), type(sent.guidance_scale)) == (float, float)
+    received = wire.decode(raw(sent))
+    assert isinstance(received, ActRequest)
+    assert received.guidance_scale == 2.0**70
+    timing = {"queue_s": 0, "encode_s": 0, "denoise_s": 0, "total_s": 1}
+    made = replace(chunk(), timesteps=[9, 4], timing=timing)
+    assert (made.timesteps, made.timing) == ((9, 4), Timing(0.0, 0.0, 0.0, 1.0))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
+def test_no_time_is_negative_or_no_number(bad: float) -> None:
+    with pytest.raises(ValueError, match=r"timing\.total_s"):
+        Timing(0.0, 0.0, 0.0, bad)
+
+
+def test_what_a_stranger_writes_does_not_reach_a_terminal_as_it_is() -> None:
+    with pytest.raises(InvalidRequestError, match=r"unknown field `\?\[31m\?red`"):
+        wire.decode(header_of(request(), **{"\x1b[31m\nred": 1}))
 
 
 def test_the_size_of_a_string_is_that_of_its_utf8() -> None:
