@@ -72,8 +72,8 @@ class ServerConfig:
         max_clients: connections at one time; whoever comes later is turned away, unless somebody
             has not said anything yet.
         max_call_ms: no network call of more requests at once is made than takes so long; nobody
-            waits longer to be looked at. If not given, 3 ms, or with a large network twice what a
-            guided step of one request takes: else no two requests could share a call.
+            waits longer to be looked at. If not given, 3 ms, or with a large network four times
+            what a guided step of one request takes: else too few requests could share a call.
         min_steps: in place of the checkpoint's own, below which chunks are of no use.
         max_useful_steps: in place of the checkpoint's own, above which chunks get no better.
         metrics_port: /metrics for Prometheus and /healthz, on loopback; none if not given.
