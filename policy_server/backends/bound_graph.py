@@ -32,15 +32,7 @@ class BoundGraph:
     def __init__(
         self, path: Path, num_threads: int, whole: Arrays, by_requests: Arrays, by_rows: Arrays
     ) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = num_threads
-        options.inter_op_num_threads = 1
-        # a spinning thread pool would take cores from the robot's own processes
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if int8_products_overflow():
-            options.add_session_config_entry("session.x64quantprecision", "1")
-        options.log_severity_level = 3
-        self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._session = load_session(path, num_threads)
         self._outputs = {output.name for output in self._session.get_outputs()}
         self._whole = {name: _value(array) for name, array in whole.items()}
         self._by_requests = dict(by_requests)
@@ -70,6 +62,24 @@ class BoundGraph:
                 binding.bind_ortvalue_output(name, value)
             else:
                 binding.bind_ortvalue_input(name, value)
+
+
+def load_session(path: Path, num_threads: int) -> ort.InferenceSession:
+    """A graph as the server runs it.
+
+    Args:
+        path: of the ONNX file.
+        num_threads: of one call.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    # a spinning thread pool would take cores from the robot's own processes
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if int8_products_overflow():
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    options.log_severity_level = 3
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def int8_products_overflow(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 
@@ -20,6 +19,7 @@ from models.networks.unet1d import Unet1dConfig
 from models.policy import DiffusionConfig
 from models.quantize import rounded_blocks
 from models.trainer import denoising_loss
+from policy_server.backends.bound_graph import load_session
 from tests.policies import TINY_SPEC, export_with_int8, make_policy, save_checkpoint
 
 SPEC = replace(
@@ -150,12 +150,7 @@ def graphs(policy, tmp_path_factory):
 def load_graphs(policy, folder):
     """(guided step, encoder, step in int8), exported and loaded by ONNX Runtime."""
     export_with_int8(policy, folder)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    return [
-        onnxruntime.InferenceSession(folder / name, options, providers=["CPUExecutionProvider"])
-        for name in checkpoint.EXPORTS
-    ]
+    return [load_session(folder / name, num_threads=1) for name in checkpoint.EXPORTS]
 
 
 def assert_equal_to_1e_4(found, expected):
