@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
@@ -154,18 +155,32 @@ def _export(
     dynamic_shapes: dict[str, Any],
 ) -> None:
     with _quiet_exporter(), _whole(path) as partial:
-        torch.onnx.export(
+        program = torch.onnx.export(
             module,
             example,
-            partial,
             input_names=list(input_names),
             output_names=list(output_names),
             dynamic_shapes=dynamic_shapes,
             dynamo=True,
-            external_data=False,
             verbose=False,
             optimize=True,
         )
+        assert program is not None
+        _drop_idle_reshapes(program.model.graph)
+        program.save(partial, external_data=False)
+
+
+def _drop_idle_reshapes(graph: ir.Graph) -> None:
+    """The exporter makes vectors of indices, before it picks rows by them, of what is a vector."""
+    for node in list(graph):
+        if node.op_type != "Reshape":
+            continue
+        given, made = node.inputs[0], node.outputs[0]
+        if given is None or given.shape is None or made.shape is None:
+            continue
+        if len(given.shape) == len(made.shape) == 1:
+            made.replace_all_uses_with(given)
+            graph.remove(node, safe=True)
 
 
 @contextmanager

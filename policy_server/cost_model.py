@@ -145,22 +145,28 @@ class CostModel:
         fits = (max_call_s - self._fixed_s * self.slowdown) / row_s
         return max(1, int(min(pays, fits, 1e6)))
 
-    def observe_call(self, network_rows: int, call_s: float, passed_s: float) -> None:
+    def observe_call(self, network_rows: int, call_s: float, passed_s: float) -> float:
         """Take in one network call.
 
         Args:
             network_rows: of it.
             call_s: what it took.
             passed_s: from the end of the call before, or from idleness, to its end.
+
+        Returns:
+            By how many seconds that is more than was predicted.
         """
         stretch = self._stretch
+        calm_s = self._fixed_s + self._row_s * network_rows
+        excess_s = passed_s - calm_s * self._slowdown.now - self._between_s.now
         stretch.calls += 1
-        stretch.predicted_s += self._fixed_s + self._row_s * network_rows
+        stretch.predicted_s += calm_s
         stretch.call_s += call_s
         stretch.passed_s += passed_s
         if stretch.passed_s >= _STRETCH_S:
             self._end(stretch)
             self._stretch = _Stretch()
+        return excess_s
 
     def _end(self, stretch: _Stretch) -> None:
         between_s = (stretch.passed_s - stretch.call_s) / stretch.calls

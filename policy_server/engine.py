@@ -37,6 +37,7 @@ SHUTTING_DOWN = "the server is shutting down; reconnect and ask again"
 
 _PAUSE_S = 0.001
 """A call that ends so much later than predicted delays all that was promised."""
+_TINY_S = 1e-9
 _WORTH = 0.25
 """A plan is stretched for at least so much of its length: each change costs some microseconds."""
 
@@ -289,21 +290,23 @@ class Engine:
             chosen = chosen[rows.steps_left[chosen] > 0]
             if not len(chosen):
                 return
-        rows.load(chosen, buffers)
         most_rows = int(rows.network_rows[chosen].sum())
         step_s = self._cost.per_call_s + self._cost.per_row_s * most_rows
-        most = int(rows.steps_left[chosen].min()) if len(chosen) == len(self._slot_of) else 1
+        most = 1
+        if len(chosen) == len(self._slot_of):
+            fit = int(self._limits.max_call_s / max(step_s, _TINY_S))
+            most = min(fit, int(rows.steps_left[chosen].min()))
         done = 0
-        while True:
-            network_rows = rows.load_step(chosen, done, buffers)
+        for network_rows in rows.load(chosen, max(1, most), buffers):
+            if done:
+                buffers.go_on(len(chosen))
             begun_s = self._clock()
             self._backend.step(len(chosen), network_rows)
             ended_s = self._clock()
             self._account(network_rows, begun_s, ended_s)
             done += 1
-            if done == most or ended_s + step_s > until_s:
+            if ended_s + step_s > until_s:
                 break
-            buffers.go_on(len(chosen))
         self._calls += done
         rows.store(chosen, buffers, done, self._calls)
 
@@ -312,10 +315,9 @@ class Engine:
         # from the end of the call before: what lies between two calls is part of their price, but
         # what comes before the first one after idleness is not what comes before each
         since_s = begun_s if self._call_ended_s is None else self._call_ended_s
-        pause_s = ended_s - since_s - self._cost.per_call_s - self._cost.per_row_s * network_rows
+        pause_s = self._cost.observe_call(network_rows, ended_s - begun_s, ended_s - since_s)
         if pause_s > _PAUSE_S:
             self._admission.delayed(pause_s)
-        self._cost.observe_call(network_rows, ended_s - begun_s, ended_s - since_s)
         self._call_ended_s = ended_s
 
     def _finish(self, chosen: Slots) -> list[Outcome]:

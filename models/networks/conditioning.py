@@ -8,6 +8,7 @@ is what a linear layer over the concatenation of both features would compute.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -65,18 +66,37 @@ class TimeMlp(nn.Sequential):
         return h
 
 
+def changes_nothing(widths: Sequence[int]) -> Tensor:
+    """FiLM parameters that leave features as they are: ones for scales and zeros for shifts.
+
+    Part of the time part, so that no step adds them.
+
+    Args:
+        widths: of the features; each has its scales and then its shifts.
+
+    Returns:
+        float32 [2·sum(widths)].
+    """
+    return torch.cat([f(width) for width in widths for f in (torch.ones, torch.zeros)])
+
+
 class FilmConditioned(nn.Module):
     """The two parts of the FiLM parameters; a network derives from it and adds `denoise`."""
 
     film_dim: int
 
-    def _add_conditioning(self, config: FilmConfig, film_dim: int) -> None:
+    def _add_conditioning(self, config: FilmConfig, widths: Sequence[int]) -> None:
         """Call it last in `__init__`.
 
         An optimiser counts parameters in this order, and seeds give initial weights in it:
         interrupted runs of earlier versions go on.
+
+        Args:
+            config: of the network.
+            widths: see `changes_nothing`.
         """
-        self.film_dim = film_dim
+        self.film_dim = film_dim = 2 * sum(widths)
+        self.register_buffer("_neutral", changes_nothing(widths), persistent=False)
         features, cond = config.instruction_features, config.condition_dim
         self.time_mlp = TimeMlp(film_dim)
         self.instruction_mlp = nn.Sequential(
@@ -95,7 +115,7 @@ class FilmConditioned(nn.Module):
 
     def time_part(self, timesteps: Tensor) -> Tensor:
         """int64 [n] → float [n, film_dim]."""
-        out: Tensor = self.time_mlp(timesteps)
+        out: Tensor = self.time_mlp(timesteps) + self._neutral
         return out
 
     def condition_part(self, observation: Tensor, instruction: Tensor, drop: Tensor) -> Tensor:

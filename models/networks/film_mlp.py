@@ -37,7 +37,7 @@ class FilmMlpConfig(FilmConfig):
 
 
 class _Block(nn.Module):
-    """h + W2·silu((1 + scale)·norm(W1·h) + shift)."""
+    """h + W2·silu(scale·norm(W1·h) + shift)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class _Block(nn.Module):
         nn.init.zeros_(self.second.bias)
 
     def forward(self, h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        modulated = self.norm(self.first(h)) * (1 + scale) + shift
+        modulated = self.norm(self.first(h)) * scale + shift
         out: Tensor = h + self.second(F.silu(modulated))
         return out
 
@@ -64,7 +64,7 @@ class FilmMlp(FilmConditioned):
         self.read_in = nn.Linear(chunk_dim, width)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(config.num_blocks))
         self.read_out = nn.Linear(width, chunk_dim)
-        self._add_conditioning(config, film_dim=config.num_blocks * 2 * width)
+        self._add_conditioning(config, [width] * config.num_blocks)
 
     def denoise(self, x_t: Tensor, film: Tensor) -> Tensor:
         """[n, horizon, action_dim], [n, film_dim] → like x_t."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from client.specs import PolicySpec
-from models.networks.conditioning import TimeMlp
+from models.networks.conditioning import TimeMlp, changes_nothing
 from models.networks.config import NetworkConfig, observation_dim
 from models.vision import VisionConfig, cameras
 
@@ -130,11 +130,11 @@ class _Block(nn.Module):
             Like h.
         """
         scale, shift, mlp_scale, mlp_shift = film.unbind(1)
-        q, k, v = self.self_qkv(self.norm(h) * (1 + scale) + shift).chunk(3, dim=-1)
+        q, k, v = self.self_qkv(self.norm(h) * scale + shift).chunk(3, dim=-1)
         h = h + self.self_out(_attend(self._heads(q), self._heads(k), self._heads(v)))
         q = self.cross_q(self.cross_norm(h))
         h = h + self.cross_out(_attend(self._heads(q), *keys_values.unbind(1)))
-        inner = self.widen(self.norm(h) * (1 + mlp_scale) + mlp_shift)
+        inner = self.widen(self.norm(h) * mlp_scale + mlp_shift)
         out: Tensor = h + self.narrow(F.gelu(inner))
         return out
 
@@ -174,6 +174,8 @@ class Transformer(nn.Module):
         self.read_out = nn.Linear(width, config.action_dim)
 
         self.time_mlp = TimeMlp(self._time_dim)
+        neutral = changes_nothing([width] * 2 * blocks)
+        self.register_buffer("_neutral", neutral, persistent=False)
         self.observation_mlp = _token_mlp(self._steps_shape[1], width)
         self.observation_positions = nn.Parameter(0.5 * torch.randn(config.obs_steps, width))
         self.instruction_mlp = _token_mlp(config.instruction_dim, width)
@@ -185,7 +187,8 @@ class Transformer(nn.Module):
 
     def time_part(self, timesteps: Tensor) -> Tensor:
         """int64 [n] → float [n, film_dim]."""
-        return F.pad(self.time_mlp(timesteps), (0, self.film_dim - self._time_dim))
+        out = self.time_mlp(timesteps) + self._neutral
+        return F.pad(out, (0, self.film_dim - self._time_dim))
 
     def condition_part(self, observation: Tensor, instruction: Tensor, drop: Tensor) -> Tensor:
         """[n, observation_dim], [n, instruction_dim], bool [n] → [n, film_dim]."""

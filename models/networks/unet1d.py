@@ -144,14 +144,13 @@ class _Norm(nn.GroupNorm):
             return super().forward(h.transpose(1, 2)).transpose(1, 2)
         groups, size = self.num_groups, self.num_channels // self.num_groups
         grouped = h.reshape(-1, h.shape[1], groups, size).transpose(1, 2)
-        flat = grouped.flatten(2)
-        normal = F.layer_norm(flat, flat.shape[2:], eps=self.eps).reshape(-1, *grouped.shape[1:])
+        normal = F.layer_norm(grouped, grouped.shape[2:], eps=self.eps)
         out = normal.transpose(1, 2).flatten(2)
         return out * self.weight + self.bias if self.affine else out
 
 
 class _Block(nn.Module):
-    """shortcut(h) + conv2(silu((1 + scale)·norm2(conv1(silu(norm1(h)))) + shift))."""
+    """shortcut(h) + conv2(silu(scale·norm2(conv1(silu(norm1(h)))) + shift))."""
 
     def __init__(self, channels_in: int, channels: int, config: Unet1dConfig) -> None:
         super().__init__()
@@ -169,7 +168,7 @@ class _Block(nn.Module):
     def forward(self, h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """[n, length, channels_in], twice [n, 1, channels] → [n, length, channels]."""
         inner = self.norm2(self.conv1(F.silu(self.norm1(h))))
-        modulated = inner * (1 + scale) + shift
+        modulated = inner * scale + shift
         out: Tensor = self.shortcut(h) + self.conv2(F.silu(modulated))
         return out
 
@@ -199,7 +198,7 @@ class Unet1d(FilmConditioned):
         self.read_out = _Conv(widths[0], config.action_dim, config.kernel)
         blocks = [*self.down_blocks, *self.middle_blocks, *self.up_blocks]
         self._film_sizes = [block.channels for block in blocks for _ in ("scale", "shift")]
-        self._add_conditioning(config, film_dim=sum(self._film_sizes))
+        self._add_conditioning(config, [block.channels for block in blocks])
 
     def denoise(self, x_t: Tensor, film: Tensor) -> Tensor:
         """[n, horizon, action_dim], [n, film_dim] → like x_t."""
