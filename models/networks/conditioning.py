@@ -85,7 +85,9 @@ class FilmConditioned(nn.Module):
 
     film_dim: int
 
-    def _add_conditioning(self, config: FilmConfig, widths: Sequence[int]) -> None:
+    def _add_conditioning(
+        self, config: FilmConfig, film_dim: int, neutral: Tensor | None = None
+    ) -> None:
         """Call it last in `__init__`.
 
         An optimiser counts parameters in this order, and seeds give initial weights in it:
@@ -93,10 +95,13 @@ class FilmConditioned(nn.Module):
 
         Args:
             config: of the network.
-            widths: see `changes_nothing`.
+            film_dim: numbers in the FiLM parameters of one row.
+            neutral: float32 [film_dim], where they start from: `changes_nothing` if there are
+                scales among them; zeros if not given.
         """
-        self.film_dim = film_dim = 2 * sum(widths)
-        self.register_buffer("_neutral", changes_nothing(widths), persistent=False)
+        self.film_dim = film_dim
+        neutral = torch.zeros(film_dim) if neutral is None else neutral
+        self.register_buffer("_neutral", neutral, persistent=False)
         features, cond = config.instruction_features, config.condition_dim
         self.time_mlp = TimeMlp(film_dim)
         self.instruction_mlp = nn.Sequential(

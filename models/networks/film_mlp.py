@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
-from models.networks.conditioning import FilmConditioned, FilmConfig
+from models.networks.conditioning import FilmConditioned, FilmConfig, changes_nothing
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ class FilmMlp(FilmConditioned):
         self.read_in = nn.Linear(chunk_dim, width)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(config.num_blocks))
         self.read_out = nn.Linear(width, chunk_dim)
-        self._add_conditioning(config, [width] * config.num_blocks)
+        neutral = changes_nothing([width] * config.num_blocks)
+        self._add_conditioning(config, len(neutral), neutral)
 
     def denoise(self, x_t: Tensor, film: Tensor) -> Tensor:
         """[n, horizon, action_dim], [n, film_dim] → like x_t."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
-from models.networks.conditioning import FilmConditioned, FilmConfig
+from models.networks.conditioning import FilmConditioned, FilmConfig, changes_nothing
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,8 @@ class Unet1d(FilmConditioned):
         self.read_out = _Conv(widths[0], config.action_dim, config.kernel)
         blocks = [*self.down_blocks, *self.middle_blocks, *self.up_blocks]
         self._film_sizes = [block.channels for block in blocks for _ in ("scale", "shift")]
-        self._add_conditioning(config, [block.channels for block in blocks])
+        neutral = changes_nothing([block.channels for block in blocks])
+        self._add_conditioning(config, len(neutral), neutral)
 
     def denoise(self, x_t: Tensor, film: Tensor) -> Tensor:
         """[n, horizon, action_dim], [n, film_dim] → like x_t."""

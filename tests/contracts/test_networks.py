@@ -179,18 +179,6 @@ def step_feed(policy, w):
     return {k: a.astype(np.float32) if a.dtype == np.float64 else a for k, a in arrays.items()}
 
 
-def test_the_exported_step_makes_no_vector_of_what_is_one(policy, tmp_path):
-    """As the exporter does with every index; each node has a price, however little it computes."""
-    export_graphs(policy, tmp_path, int8=False)
-    model = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / checkpoint.ONNX))
-    graph = model.graph
-    values = [*graph.input, *graph.value_info]
-    vectors = {v.name for v in values if len(v.type.tensor_type.shape.dim) == 1}
-    reshaped = [n for n in graph.node if n.op_type == "Reshape"]
-    assert not [n for n in reshaped if n.input[0] in vectors and n.output[0] in vectors]
-    assert {"request_of", "timesteps"} <= vectors
-
-
 @pytest.mark.parametrize("w", MIXES)
 def test_the_exported_step_equals_torch_in_any_mix_of_rows(policy, graphs, w):
     feed = step_feed(policy, w)

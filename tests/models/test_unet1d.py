@@ -62,14 +62,22 @@ def test_every_level_reaches_the_output_without_the_coarser_ones(cut):
     assert (gradient != 0).all()
 
 
-def test_the_graph_has_products_of_all_rows_for_convolutions(tmp_path):
-    """Nothing else would tell if the exporter came to see the convolutions: only their cost."""
+def test_the_graph_has_products_of_all_rows_for_convolutions_and_no_idle_nodes(tmp_path):
+    """Nothing else would tell if the exporter came to see them: only their cost."""
     policy = make_policy(network=replace(CONFIG, widths=(8, 8), condition_dim=8))
     export_step(policy, tmp_path / "model.onnx")
-    graph = onnx.load(tmp_path / "model.onnx").graph
+    model = onnx.load(tmp_path / "model.onnx")
+    graph = model.graph
     operations = [node.op_type for node in graph.node]
     assert not {"Conv", "ConvTranspose", "InstanceNormalization"} & set(operations)
     assert operations.count("MatMul") + operations.count("Gemm") >= 20  # two a block, and four
+    # the exporter makes a vector of every index, and each node has a price however little it does
+    known = onnx.shape_inference.infer_shapes(model).graph
+    values = [*known.input, *known.value_info]
+    vectors = {v.name for v in values if len(v.type.tensor_type.shape.dim) == 1}
+    reshaped = [(n.input[0], n.output[0]) for n in graph.node if n.op_type == "Reshape"]
+    assert {"request_of", "timesteps"} <= vectors
+    assert not [names for names in reshaped if vectors.issuperset(names)]
 
 
 @pytest.mark.parametrize(
